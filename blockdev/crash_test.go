@@ -165,6 +165,43 @@ func TestEveryCutOfEveryShortWorkload(t *testing.T) {
 	t.Logf("%d cuts, %d crash states", cuts, worlds)
 }
 
+// The same again with a second life: a write that a power cut tore, and a
+// second one while that was being replaced. Two halves of two writes must never
+// make a whole.
+func TestEveryCutAfterATornWrite(t *testing.T) {
+	base, handed := prepared(t)
+	worlds := 0
+	for _, first := range []step{stepAssign, stepRelease} {
+		disk := base.Clone()
+		d := mustOpen(t, disk, Options{})
+		disk.CutAtOp(1)
+		if acked, err := run([]step{first}, d, handed.clone()); acked != 0 || err != nil {
+			t.Fatal(acked, err)
+		}
+		for torn := range disk.CrashStates(devtest.CrashOptions{}) {
+			for _, second := range [][]step{{stepAssign}, {stepRelease}, {stepClear, stepAssign}, {stepClear, stepRelease}} {
+				disk := torn.Clone()
+				want := history(t, torn.Clone(), second, "fua")
+				d := mustOpen(t, disk, Options{})
+				disk.CutAtOp(len(second))
+				acked, err := run(second, d, handed.clone())
+				if err != nil || !disk.IsCut() {
+					t.Fatalf("%c, then %s: %v", first, second, err)
+				}
+				for after := range disk.CrashStates(devtest.CrashOptions{}) {
+					worlds++
+					if err := survives(after, want[acked:acked+2], handed.clone()); err != nil {
+						t.Fatalf("%c, %s; %s, %s: %v", first, torn.Label(), second, after.Label(), err)
+					}
+				}
+			}
+		}
+	}
+	if worlds < 300 {
+		t.Errorf("%d worlds only", worlds)
+	}
+}
+
 // history returns the states before, between and after the steps of a workload
 // that nothing disturbs.
 func history(t *testing.T, disk *devtest.Disk, w []step, durability string) []state {

@@ -69,8 +69,8 @@ const (
 // Path returns the path that the device was opened with.
 func (d *Device) Path() string { return d.path }
 
-// Super returns the superblock. Its Clean field is what this device was opened with until
-// MarkClean or ClearClean succeeds.
+// Super returns the superblock. Its Clean field is what this device was opened
+// with until MarkClean or ClearClean succeeds.
 func (d *Device) Super() Superblock {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -18,8 +18,8 @@
 //
 // Two copies of 4096 bytes, written in turn: the one of generation g stands in
 // copy A if g is even and in copy B if it is odd. The newest whole one counts.
-// All that changes lies in the first 512 bytes, so that a torn write leaves the
-// old superblock or the new one and a damaged copy is never just a tear.
+// All that changes lies in the first sector, so a torn write leaves the old
+// superblock or the new one; a copy that fails its sum was damaged.
 //
 //	 0           8     12      16       20       24         28   30   32
 //	+-----------+-----+-------+--------+--------+----------+----+----+
@@ -67,10 +67,10 @@
 // A slot is eight sectors of 512 bytes. Each has a header and 15 entries, and
 // each is sealed by itself:
 //
-//	 0     4      8          16                 24     25       32
-//	+-----+------+----------+------------------+------+--------+
-//	| crc | page | sequence | super generation |sector| zeros  |
-//	+-----+------+----------+------------------+------+--------+
+//	 0     4      8          16                 24     25    28      32
+//	+-----+------+----------+------------------+------+-----+-------+
+//	| crc | page | sequence | super g.         |sector|zeros| whole |
+//	+-----+------+----------+------------------+------+-----+-------+
 //	 32      36     37      40      44      48         56      64
 //	+-------+------+-------+-------+-------+----------+-------+
 //	| gen   | role | zeros | owner | zeros | seq      | zeros |  15 times
@@ -78,8 +78,9 @@
 //
 //	crc      of the 16 bytes of the device ID, which are not stored, and of
 //	         bytes 4..512: bound to device, page and sector
-//	super    generation of the superblock when the slot was written: a
-//	generation  superblock that is older was put back from a copy
+//	super g. generation of the superblock when the slot was written: a
+//	         superblock that is older was put back from a copy
+//	whole    sum of the entries of all eight sectors, in order
 //	gen      how many times the extent was given out; never reused
 //	role     0 free, 1 log, 2 pages
 //	owner    tag of a segment, 0: common to all
@@ -91,15 +92,19 @@
 // sealed one by one so that a tear can be told from damage: if one sector of a
 // slot carries an older sequence than the other slot, the newer write never
 // became whole, so it was never acknowledged, and the other slot is the truth.
-// If no sector says so, the bad slot may have been the newest version. Taking the
-// other one would silently forget an extent that was given out and its generation
-// would be given out again, so the device is refused with redoubt.ErrCorrupt. Opened
-// for reading only, it is read as far as it goes, and [Device.CheckTable] lists
-// what is wrong.
+// So it is if sectors carry one sequence and differ in super generation or
+// whole: then a power cut tore a write, and another one the write that was to
+// replace it. The field whole is there for this. Without it two torn halves of
+// two writes with one sequence could make a slot that looks whole and is
+// neither. If no sector says so, the bad slot may have been the newest version.
+// Taking the other one would silently forget an extent that was given out and
+// its generation would be given out again, so the device is refused with
+// redoubt.ErrCorrupt. Opened for reading only, it is read as far as it goes,
+// and [Device.CheckTable] lists what is wrong.
 //
 // A lost write shows too: each table and superblock write is read back and
-// compared before it counts; slots of one page that are not consecutive, and a table that
-// is not the one of a clean superblock, are refused.
+// compared before it counts; slots of one page that are not consecutive, and a
+// table that is not the one of a clean superblock, are refused.
 //
 // # Durable
 //
@@ -112,9 +117,10 @@
 //	       that completes while it runs waits for the next
 //	plp    the operator vouches for power-loss protection: completion is enough
 //
-// A failed write or flush fails the device, for good: nobody knows what is on it
-// then. Every later write gets redoubt.ErrDeviceFailed with the first cause, and so does
-// every write in flight, even one that would have succeeded. Reads go on.
+// A failed write or flush fails the device, for good: nobody knows what is on
+// it then. Every later write gets redoubt.ErrDeviceFailed with the first cause,
+// and so does every write in flight, even one that would have succeeded. Reads
+// go on.
 //
 // Opening for writing begins with a flush. What a process wrote before it was
 // killed may still be in the device's cache only, and whoever recovers from it

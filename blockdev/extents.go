@@ -125,7 +125,8 @@ func (d *Device) MarkClean(pos uint64) error {
 
 // ClearClean notes that the device is in use: from now on a crash finds it not
 // clean, and writes are allowed. Whoever opens a device for writing calls it
-// once the device has been accepted, clean or not: it also replaces a damaged superblock copy.
+// once the device has been accepted, clean or not: it also replaces a damaged
+// superblock copy.
 func (d *Device) ClearClean() error {
 	d.change.Lock()
 	defer d.change.Unlock()

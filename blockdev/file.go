@@ -71,7 +71,7 @@ func openLocked(path string, flags, how int, wait time.Duration) (int, error) {
 		case err == unix.EINVAL:
 			return 0, fmt.Errorf("opening with O_DIRECT, which this file system may lack: %w", err)
 		case busy && !time.Now().Before(deadline):
-			return 0, fmt.Errorf("in use by another process or mounted (waited %v); is a node running on it?: %w", wait, redoubt.ErrBusy)
+			return 0, fmt.Errorf("in use by another process or mounted (waited %v); is a node running on it?: %w", max(0, wait), redoubt.ErrBusy)
 		case !busy && !errors.Is(err, unix.EINTR):
 			return 0, err
 		}
@@ -115,7 +115,8 @@ func (f *file) measure() error {
 }
 
 // directAlign returns the alignment that O_DIRECT asks for on a regular file.
-// Kernels before 6.1 don't tell; then a read does: one of 512 bytes that is not refused.
+// Kernels before 6.1 don't tell; then a read does: one of 512 bytes that is not
+// refused.
 func (f *file) directAlign() int {
 	var stx unix.Statx_t
 	err := unix.Statx(f.fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &stx)

@@ -13,14 +13,16 @@ import (
 )
 
 // Format makes a device out of the file or block device at path. A missing file
-// is created. A file is written in full, with zeros: every byte that is merely allocated
-// would cost a journal entry of the file system with its first durable write.
+// is created. A file is written in full, with zeros: every byte that is merely
+// allocated would cost a journal entry of the file system with its first
+// durable write.
 //
 // What looks used is refused unless Force is set: a superblock of ours, or
 // anything but zeros in the first MiB. So is a file that its file system has no
-// room for. The first thing written are zeros over an old superblock and the last thing is the
-// new one, so that a format that was cut in the middle is never taken for a
-// device; a file that Format created and could not finish is removed.
+// room for. The first thing written are zeros over an old superblock and the
+// last thing is the new one, so that a format that was cut in the middle is
+// never taken for a device; a file that Format created and could not finish is
+// removed.
 func Format(ctx context.Context, path string, o FormatOptions) (Superblock, error) {
 	sb, err := formatPath(ctx, path, o)
 	return sb, wrap(path, err)

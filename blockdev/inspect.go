@@ -228,12 +228,16 @@ func judge(both *[2]slotState) (newest, bad int, verdict error) {
 	return newest, 0, nil
 }
 
-// provenOld reports whether the bad slot is known not to have been the newest
-// version: a whole sector of it is of the version before the other slot's, and
-// none is of one that can't be there.
+// provenOld reports whether the bad slot is known to hold no version that was
+// acknowledged and is newer than the other slot's: a whole sector of it is of the
+// version before that, or its sectors are of two attempts at the version after.
+// Nothing may be there that can't be.
 func provenOld(both *[2]slotState, bad int) bool {
 	b, good := &both[bad], &both[1-bad]
-	return b.err != nil && good.err == nil && b.oldest != 0 && b.oldest+1 == good.sequence && b.newest <= good.sequence+1
+	if b.err == nil || good.err != nil || b.newest > good.sequence+1 {
+		return false
+	}
+	return b.oldest+1 == good.sequence || b.mixed && b.oldest == good.sequence+1
 }
 
 // relate compares table and superblock with each other.

@@ -62,8 +62,9 @@ func (d *Device) checkWrite(w *Write) int {
 
 func (d *Device) checkPiece(b []byte) {
 	mask := d.geo.blockSize - 1
-	invariant.Assert(len(b) > 0 && len(b)&mask == 0 && uintptr(unsafe.Pointer(&b[0]))&uintptr(mask) == 0,
-		"blockdev: %s: a piece of %d bytes at address %p: blocks have %d bytes", d.path, len(b), b, d.geo.blockSize)
+	if len(b) == 0 || len(b)&mask != 0 || uintptr(unsafe.Pointer(&b[0]))&uintptr(mask) != 0 {
+		invariant.Assert(false, "blockdev: %s: a piece of %d bytes at address %p: blocks have %d bytes", d.path, len(b), b, d.geo.blockSize)
+	}
 }
 
 // checkAssigned asserts that nobody writes into an extent that is free.
@@ -73,7 +74,9 @@ func (d *Device) checkAssigned(off int64, n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for i := first; i <= last; i++ {
-		invariant.Assert(d.extents[i].Role != RoleFree, "blockdev: %s: write of %d bytes at %d into extent %d, which is free", d.path, n, off, i)
+		if d.extents[i].Role == RoleFree {
+			invariant.Assert(false, "blockdev: %s: write of %d bytes at %d into extent %d, which is free", d.path, n, off, i)
+		}
 	}
 }
 
@@ -111,9 +114,9 @@ type Read struct {
 	dev *Device
 }
 
-// Read reads r. It never blocks on the device, and works on a failed one. A range
-// that no device of this size has is answered with redoubt.ErrInvalid: offsets may come
-// from damaged bytes.
+// Read reads r. It never blocks on the device, and works on a failed one. A
+// range that no device of this size has is answered with redoubt.ErrInvalid:
+// offsets may come from damaged bytes.
 func (d *Device) Read(r *Read) {
 	n := 0
 	for _, b := range r.Bufs {

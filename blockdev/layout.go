@@ -20,7 +20,7 @@ const (
 	// MinExtentSize and MaxExtentSize bound it; it is a power of two.
 	MinExtentSize = 256 << 10
 	MaxExtentSize = 64 << 20
-	// MaxExtents bounds the extents of a device, and with it the table: 140 MiB
+	// MaxExtents bounds the extents of a device, and with it the table: 273 MiB
 	// on the device, 96 MiB in memory. Larger devices take larger extents.
 	MaxExtents = 4 << 20
 	// MinExtents is the least a device can work with: a log that rolls over

@@ -40,9 +40,10 @@ type Options struct {
 }
 
 // Open opens the device or file at path, and checks that it is a whole device
-// of ours; CheckSet then checks that it is the right one. It writes nothing. The error
-// matches redoubt.ErrForeign if this is another's device or of another format,
-// redoubt.ErrCorrupt if it is damaged, redoubt.ErrBusy if somebody has it open.
+// of ours; CheckSet then checks that it is the right one. It writes nothing.
+// The error matches redoubt.ErrForeign if this is another's device or of
+// another format, redoubt.ErrCorrupt if it is damaged, redoubt.ErrBusy if
+// somebody has it open.
 func Open(path string, o Options) (*Device, error) {
 	d, err := openPath(path, o)
 	if err != nil {
@@ -80,10 +81,10 @@ func openPath(path string, o Options) (*Device, error) {
 	return d, nil
 }
 
-// OpenEngine is Open on an engine, of a device of size bytes with logical blocks of
-// blockSize bytes: a simulated disk, which has no path and no lock. The engine
-// stays the caller's to close. Options.IOEngine, Depth, Regions and LockWait are ignored;
-// Durability auto means fua.
+// OpenEngine is Open on an engine, of a device of size bytes with logical
+// blocks of blockSize bytes: a simulated disk, which has no path and no lock.
+// The engine stays the caller's to close. Options.IOEngine, Depth, Regions and
+// LockWait are ignored; Durability auto means fua.
 func OpenEngine(e ioring.Engine, size int64, blockSize int, o Options) (*Device, error) {
 	m, auto, err := parseMode(o.Durability)
 	if err != nil {

@@ -174,12 +174,8 @@ func (b *bench) harm(c *datadriven.TestData) string {
 		b.disk.Overwrite(b.t, off, b.saved[fmt.Sprint(intArg(b.t, c, "saved", int(off)))])
 	case "patch": // a field of a superblock copy, with a right sum
 		b.patch(off, c)
-	case "seal": // a field of a table sector, with a right sum
-		buf := make([]byte, sectorSize)
-		b.disk.Peek(buf, off)
-		buf[intArg(b.t, c, "at", 0)] = byte(intArg(b.t, c, "byte", 0))
-		binary.LittleEndian.PutUint32(buf, crc32.Update(tableSeed(smallOptions().device), castagnoli, buf[4:]))
-		b.disk.Overwrite(b.t, off, buf)
+	case "seal": // a byte of a table slot, with right sums
+		b.seal(off, c)
 	case "read-error":
 		b.disk.Arm(devtest.Fault{Kind: devtest.ReadError, Off: off, Len: int64(n), Times: -1})
 	case "lose-next-write":
@@ -199,5 +195,19 @@ func (b *bench) patch(off int64, c *datadriven.TestData) {
 	b.disk.Peek(buf, off)
 	buf[intArg(b.t, c, "at", 0)] = byte(intArg(b.t, c, "byte", 0))
 	binary.LittleEndian.PutUint32(buf[8:], crc32.Checksum(buf[12:], castagnoli))
+	b.disk.Overwrite(b.t, off, buf)
+}
+
+// seal changes a byte of the slot at off and puts all its sums right.
+func (b *bench) seal(off int64, c *datadriven.TestData) {
+	buf := make([]byte, slotSize)
+	b.disk.Peek(buf, off)
+	buf[intArg(b.t, c, "at", 0)] = byte(intArg(b.t, c, "byte", 0))
+	whole := entriesSum(buf)
+	for i := range slotSectors {
+		s := buf[i*sectorSize : (i+1)*sectorSize]
+		binary.LittleEndian.PutUint32(s[28:], whole)
+		binary.LittleEndian.PutUint32(s, crc32.Update(tableSeed(smallOptions().device), castagnoli, s[4:]))
+	}
 	b.disk.Overwrite(b.t, off, buf)
 }

@@ -112,8 +112,8 @@ func (s *Superblock) get(b []byte) {
 // parseSuper decodes and checks the superSize bytes of b, which may be any: its
 // errors match redoubt.ErrForeign if this is no superblock or one of another
 // version, redoubt.ErrCorrupt if it is a damaged one, and redoubt.ErrInvalid if
-// its fields contradict one another. The features that allow reading only are the caller's to
-// judge.
+// its fields contradict one another. The features that allow reading only are
+// the caller's to judge.
 func parseSuper(b []byte) (Superblock, error) {
 	if !bytes.Equal(b[:8], superMagic) {
 		return Superblock{}, fmt.Errorf("%w: %s: %w", errNoMagic, describe(b), redoubt.ErrForeign)

@@ -81,6 +81,7 @@ type slotHeader struct {
 	page     uint32
 	sequence uint64
 	super    uint64 // generation of the superblock when it was written
+	whole    uint32 // sum of all entries; putSlot fills it in
 }
 
 // slotOf returns which slot of its page a version stands in.
@@ -104,14 +105,25 @@ func putSlot(b []byte, seed uint32, h slotHeader, entries []Extent) {
 		off := i/sectorEntries*sectorSize + sectorHeader + i%sectorEntries*entrySize
 		entries[i].put(b[off:])
 	}
+	whole := entriesSum(b)
 	for i := range slotSectors {
 		s := b[i*sectorSize : (i+1)*sectorSize]
 		le.PutUint32(s[4:], h.page)
 		le.PutUint64(s[8:], h.sequence)
 		le.PutUint64(s[16:], h.super)
 		s[24] = byte(i)
+		le.PutUint32(s[28:], whole)
 		le.PutUint32(s, crc32.Update(seed, castagnoli, s[4:]))
 	}
+}
+
+// entriesSum sums the entries of all sectors of a slot.
+func entriesSum(b []byte) uint32 {
+	var sum uint32
+	for i := range slotSectors {
+		sum = crc32.Update(sum, castagnoli, b[i*sectorSize+sectorHeader:(i+1)*sectorSize])
+	}
+	return sum
 }
 
 // parseSector returns the header of sector i of a slot of a page, if the sector
@@ -121,13 +133,13 @@ func parseSector(s []byte, seed uint32, page uint32, slot, i int) (slotHeader, e
 	if sum, stored := crc32.Update(seed, castagnoli, s[4:sectorSize]), le.Uint32(s); sum != stored {
 		return slotHeader{}, fmt.Errorf("sector %d: crc %08x, stored %08x: %w", i, sum, stored, redoubt.ErrCorrupt)
 	}
-	h := slotHeader{page: le.Uint32(s[4:]), sequence: le.Uint64(s[8:]), super: le.Uint64(s[16:])}
+	h := slotHeader{page: le.Uint32(s[4:]), sequence: le.Uint64(s[8:]), super: le.Uint64(s[16:]), whole: le.Uint32(s[28:])}
 	switch {
 	case h.page != page || int(s[24]) != i:
 		return h, fmt.Errorf("sector %d: holds sector %d of page %d: %w", i, s[24], h.page, redoubt.ErrCorrupt)
 	case h.sequence < firstSequence || h.slot() != slot:
 		return h, fmt.Errorf("sector %d: sequence %d doesn't belong into slot %d: %w", i, h.sequence, slot, redoubt.ErrCorrupt)
-	case !allZero(s[25:sectorHeader]):
+	case !allZero(s[25:28]):
 		return h, fmt.Errorf("sector %d: reserved bytes are not zero: %w", i, redoubt.ErrInvalid)
 	}
 	return h, nil
@@ -139,6 +151,7 @@ type slotState struct {
 	err        error  // why there is no whole version
 	oldest     uint64 // lowest sequence of a whole sector, 0 if there is none
 	newest     uint64 // highest
+	mixed      bool   // whole sectors of two writes of one sequence
 }
 
 // parseSlot decodes the slotSize bytes of b, a slot of a page, and its entries
@@ -157,12 +170,16 @@ func parseSlot(b []byte, seed uint32, page uint32, slot int, entries []Extent) s
 			continue
 		}
 		st.oldest, st.newest = min(st.oldest, h.sequence), max(st.newest, h.sequence)
-		if h.sequence == st.sequence && h.super != st.super {
-			st.fail(fmt.Errorf("sector %d: superblock generation %d, others %d: %w", i, h.super, st.super, redoubt.ErrInvalid))
+		if h.sequence == st.sequence && h != st.slotHeader {
+			st.mixed = true
+			st.fail(fmt.Errorf("torn: sectors of two writes of sequence %d: %w", h.sequence, redoubt.ErrCorrupt))
 		}
 	}
 	if st.oldest != st.newest {
 		st.fail(fmt.Errorf("torn: sectors of sequence %d and %d: %w", st.oldest, st.newest, redoubt.ErrCorrupt))
+	}
+	if st.err == nil && entriesSum(b) != st.whole {
+		st.fail(fmt.Errorf("sum of all entries %08x, stored %08x: %w", entriesSum(b), st.whole, redoubt.ErrInvalid))
 	}
 	if st.err == nil {
 		st.fail(parseEntries(b, page, entries))

@@ -1,6 +1,10 @@
 package ioring
 
-import "fmt"
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
 
 // The names of the engines, as in Options.Engine and Engine.Name.
 const (
@@ -29,6 +33,9 @@ func open(fd int, o Options, ring func(int, Options) (Engine, string, error)) (E
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, "", fmt.Errorf("ioring: open: %w", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+		return nil, "", fmt.Errorf("ioring: open: file descriptor %d: %w", fd, err) // the ring would take -1 for "no file"
 	}
 	if o.Engine == Sync {
 		e := newSyncEngine(fd, o.Workers)

@@ -207,13 +207,11 @@ func (e *uring) Close() error {
 // kernel once for all of it, hand back what is complete.
 func (e *uring) run() {
 	for !e.finished() {
-		if !e.stopping {
-			e.take()
-		}
+		e.take()
 		switch e.fill() {
 		case stopMet:
 			continue
-		case ringFull:
+		case burstFull:
 			e.enter(0)
 		case slotsFull:
 			e.enter(1) // a push could not help: no need to be woken by one
@@ -225,12 +223,16 @@ func (e *uring) run() {
 			}
 			e.enter(1)
 		}
+		e.take() // before reap: a Done that submits must not find us asleep and wake us
 		e.reap()
 	}
 }
 
 // take moves what was pushed to pending.
 func (e *uring) take() {
+	if e.stopping {
+		return // the inbox is shut
+	}
 	n, woken := e.inbox.take(&e.pending, e.slept)
 	e.slept = false
 	if woken {

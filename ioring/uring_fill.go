@@ -3,8 +3,6 @@
 package ioring
 
 import (
-	"os"
-	"strconv"
 	"unsafe"
 
 	"github.com/pawelgaczynski/giouring"
@@ -16,20 +14,28 @@ type outcome uint8
 
 const (
 	filled    outcome = iota // pending is empty
-	ringFull                 // no entry, or no room for vectors: submit and come back
+	burstFull                // enough for one submission: submit it and come back
 	slotsFull                // as many ops in the kernel as there may be: wait for one
 	stopMet                  // Close's turn has come: see whether anything is left to do
 )
 
-// fill moves pending ops into the ring.
+// minBurst is how many ops go into a submission while the device is idle.
+const minBurst = 2
+
+// fill moves pending ops into the ring, up to a burst. A burst is as many ops as
+// the kernel has already: a device with little to do gets its first ops
+// while we prepare the others, and a busy one gets many for one system call.
+// (All in one submission: 0.87 of fio at 32 random reads in flight, where the
+// device finishes its queue and waits for us. In bursts: 1.05.)
 func (e *uring) fill() outcome {
 	if e.ring.SQReady() == 0 {
 		e.vectors = 0 // the kernel has copied them (SUBMIT_STABLE)
 	}
 	if !e.armed && !e.arm() {
-		return ringFull
+		return burstFull
 	}
-	for !e.pending.empty() {
+	burst := max(minBurst, len(e.slots)-len(e.free))
+	for ; !e.pending.empty(); burst-- {
 		op := e.pending.head
 		switch {
 		case op == &e.stop:
@@ -38,16 +44,12 @@ func (e *uring) fill() outcome {
 			return stopMet
 		case len(e.free) == 0:
 			return slotsFull
-		case e.vectors+len(op.Bufs) > maxVectors:
-			return ringFull
-		case dbgBurst < 1000 && e.ring.SQReady() >= dbgBurst:
-			return ringFull
-		case dbgBurst >= 1000 && e.ring.SQReady() >= max(dbgBurst%10, (uint32(len(e.slots)-len(e.free))-e.ring.SQReady())*(dbgBurst/10%10)/(dbgBurst/100%10)):
-			return ringFull
+		case burst == 0 || e.vectors+len(op.Bufs) > maxVectors:
+			return burstFull
 		}
 		entry := e.ring.GetSQE()
 		if entry == nil {
-			return ringFull
+			return burstFull
 		}
 		e.prepare(entry, e.pending.popFront())
 	}
@@ -147,5 +149,3 @@ func (r region) contains(b []byte) bool {
 }
 
 func address(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }
-
-var dbgBurst = func() uint32 { n, _ := strconv.Atoi(os.Getenv("BURST")); if n == 0 { n = 256 }; return uint32(n) }()

@@ -1,6 +1,7 @@
 package logqueue
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -356,4 +357,19 @@ func (q *Queue) Close() error {
 	close(q.want)
 	<-q.done
 	return err
+}
+
+// Drain waits until nothing is queued or in flight, or ctx is done.
+func (q *Queue) Drain(ctx context.Context) {
+	stop := context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.room.Broadcast()
+	})
+	defer stop()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for q.closed == nil && (len(q.pending) > 0 || q.inflight > 0) && ctx.Err() == nil {
+		q.room.Wait()
+	}
 }

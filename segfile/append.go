@@ -22,7 +22,7 @@ func (s *Store) Admit(r *Run, told func(i int) (vdl, floor redoubt.LSN)) bool {
 	for i := range r.Blocks {
 		b := &r.Blocks[i]
 		if b.Kind != BlockRedo {
-			live = true
+			live = live || b.Kind != BlockVoid
 			continue
 		}
 		if b.Err = s.admit(b); b.Err == nil {
@@ -73,6 +73,9 @@ func (e *EpochError) Error() string {
 }
 
 func (e *EpochError) Unwrap() error { return redoubt.ErrFenced }
+
+// WireDetail returns the epoch that the segment has and the one it was shown.
+func (e *EpochError) WireDetail() (a, b uint64) { return uint64(e.Held), uint64(e.Got) }
 
 // Place takes runs from the front of pending for one device write of at most
 // maxBytes. It returns how many it took, and whether there is a write to issue:
@@ -152,7 +155,7 @@ func (s *Store) landRun(lw *LogWrite, r *Run) {
 			before := b.Seg.blocks.len()
 			b.Seg.hold(b.Head, pos)
 			if b.Seg.blocks.len() > before {
-				s.records += int64(b.Head.Count)
+				s.records += weight(b.Head.Count)
 			}
 		}
 		if b.Kind == BlockRedo || b.Kind == BlockVoid {
@@ -220,3 +223,9 @@ func (s *Store) AddExtent(class blockdev.Class) error {
 	s.log.spare = append(s.log.spare, e)
 	return nil
 }
+
+// blockWeight is what a block costs beside its records, in records: its place
+// in the segment's list takes as much memory as three entries of the index.
+const blockWeight = 3
+
+func weight(records int) int64 { return int64(records) + blockWeight }

@@ -174,7 +174,7 @@ func (s *Store) bury(g *Segment, pos uint64) {
 	s.tombs = append(s.tombs, tombstone{g.tag, pos})
 	s.dropIndex(g, 0)
 	for b := &g.blocks; b.len() > 0; b.head++ {
-		s.records -= int64(b.at(b.front()).count)
+		s.records -= weight(int(b.at(b.front()).count))
 	}
 	for _, p := range slices.Clone(s.slots.bySeg[g.tag]) {
 		s.slots.remove(p)

@@ -13,7 +13,8 @@ type recEntry struct {
 	block uint32 // absolute number of its block in the segment's list, modulo 2^32
 	off   uint32 // of the record in its batch
 	older uint32 // the next older record of the page, as index + 1; 0 ends the chain
-	_     uint32
+
+	covers bool // it sets every byte of the page: nothing older is needed to build it
 }
 
 // A recArena holds the entries of all segments of a device. Its size is fixed

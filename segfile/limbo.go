@@ -1,5 +1,11 @@
 package segfile
 
+import (
+	"slices"
+
+	"github.com/redoubt-storage/redoubt/blockdev"
+)
+
 // A limbo keeps what was freed from being used again while a reader that began
 // before may still look at it. Readers pin; what is freed waits until every
 // pin of its time is gone. It is guarded by the store's mutex.
@@ -70,12 +76,13 @@ func (s *Store) retireSlot(sl slot) {
 }
 
 // retireExtent hands a log extent to Release when nobody reads it any more.
-func (s *Store) retireExtent(index uint32) {
+func (s *Store) retireExtent(e blockdev.Extent) {
 	if g := s.limbo.last(); g != nil {
-		g.extents = append(g.extents, index)
+		g.extents = append(g.extents, e.Index)
+		s.log.leaving = append(s.log.leaving, e)
 		return
 	}
-	s.trimmed = append(s.trimmed, index)
+	s.trimmed = append(s.trimmed, e.Index)
 }
 
 // sealLimbo ends the generation that frees of this step went to.
@@ -105,5 +112,6 @@ func (s *Store) unpinLocked(p Pin) {
 			s.freeSlot(sl)
 		}
 		s.trimmed = append(s.trimmed, g.extents...)
+		s.log.leaving = slices.DeleteFunc(s.log.leaving, func(e blockdev.Extent) bool { return slices.Contains(g.extents, e.Index) })
 	})
 }

@@ -21,9 +21,10 @@ type hotLog struct {
 	extentSize int64
 	offset     func(index uint32) int64 // of an extent on the device
 
-	exts  []blockdev.Extent // that may hold live blocks, oldest first; the last is the head
-	spare []blockdev.Extent // assigned and not begun, in order
-	off   int64             // in the head: where the next run goes
+	exts    []blockdev.Extent // that may hold live blocks, oldest first; the last is the head
+	leaving []blockdev.Extent // off the tail, but somebody who began before may still read them
+	spare   []blockdev.Extent // assigned and not begun, in order
+	off     int64             // in the head: where the next run goes
 
 	flight    []*LogWrite // placed and not yet known durable in order, oldest first
 	durable   uint64      // everything below is on stable storage
@@ -51,10 +52,22 @@ func (l *hotLog) tail() uint64 {
 
 // deviceOffset returns where a live position lies on the device.
 func (l *hotLog) deviceOffset(pos uint64) (int64, bool) {
-	if len(l.exts) == 0 || pos < l.tail() {
-		return 0, false
-	}
+	off, _, ok := l.locate(pos)
+	return off, ok
+}
+
+// locate returns where a live position lies on the device, and the generation
+// of its extent.
+func (l *hotLog) locate(pos uint64) (off int64, gen uint32, ok bool) {
 	seq := pos / uint64(l.extentSize)
+	if len(l.exts) == 0 || seq < l.exts[0].Seq {
+		for _, e := range l.leaving {
+			if e.Seq == seq {
+				return l.offset(e.Index) + int64(pos%uint64(l.extentSize)), e.Gen, true
+			}
+		}
+		return 0, 0, false
+	}
 	// Sequence numbers have gaps only where a restart dropped a spare, so the
 	// index is right or a little too high.
 	i := int(min(seq-l.exts[0].Seq, uint64(len(l.exts)-1)))
@@ -62,9 +75,9 @@ func (l *hotLog) deviceOffset(pos uint64) (int64, bool) {
 		i--
 	}
 	if i < 0 || l.exts[i].Seq != seq {
-		return 0, false
+		return 0, 0, false
 	}
-	return l.offset(l.exts[i].Index) + int64(pos%uint64(l.extentSize)), true
+	return l.offset(l.exts[i].Index) + int64(pos%uint64(l.extentSize)), l.exts[i].Gen, true
 }
 
 // nextSeq returns the sequence number for the next spare extent.

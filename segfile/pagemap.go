@@ -161,6 +161,19 @@ func putMapPage(b []byte, s seed, tag uint32, chunk int, entries *[MapChunk]page
 
 // parseMapPage is putMapPage's mirror image.
 func parseMapPage(b []byte, s seed, tag uint32, chunk int, entries *[MapChunk]pageEntry) error {
+	if err := checkMapPage(b, s, tag, chunk); err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	for i := range entries {
+		p := b[mapHeaderSize+i*mapEntrySize:]
+		entries[i] = pageEntry{slot: slot(le.Uint32(p)), sum: le.Uint32(p[4:]), lsn: redoubt.LSN(le.Uint64(p[8:]))}
+	}
+	return nil
+}
+
+// checkMapPage verifies a map page's sum and whose it is.
+func checkMapPage(b []byte, s seed, tag uint32, chunk int) error {
 	le := binary.LittleEndian
 	if len(b) < redoubt.PageSize {
 		return invalidf("map page of %d bytes", len(b))
@@ -172,10 +185,6 @@ func parseMapPage(b []byte, s seed, tag uint32, chunk int, entries *[MapChunk]pa
 	case le.Uint32(b[8:]) != tag || le.Uint32(b[12:]) != uint32(chunk) || le.Uint32(b[16:]) != MapChunk:
 		return corruptf("map page %d of segment tag %d: it is page %d of tag %d with %d entries",
 			chunk, tag, le.Uint32(b[12:]), le.Uint32(b[8:]), le.Uint32(b[16:]))
-	}
-	for i := range entries {
-		p := b[mapHeaderSize+i*mapEntrySize:]
-		entries[i] = pageEntry{slot: slot(le.Uint32(p)), sum: le.Uint32(p[4:]), lsn: redoubt.LSN(le.Uint64(p[8:]))}
 	}
 	return nil
 }

@@ -1,7 +1,9 @@
 package segfile
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/redoubt-storage/redoubt"
@@ -56,6 +58,9 @@ func (e *RangeError) Error() string {
 
 func (e *RangeError) Unwrap() error { return e.Err }
 
+// WireDetail returns the bounds of what the segment serves.
+func (e *RangeError) WireDetail() (a, b uint64) { return uint64(e.Floor), uint64(e.SCL) }
+
 // PlanRead plans pages as of point. need is the LSN of the group's last record
 // at or below point, if the caller knows it, else 0: LSNs are dense in the
 // volume and sparse in a group, so a segment whose SCL is below point may be
@@ -82,9 +87,19 @@ func (s *Store) PlanRead(g *Segment, point, need redoubt.LSN, pages []uint32, pl
 		if page >= g.Pages {
 			return Pin{}, segErr(g, redoubt.ErrInvalid, "page %d of %d", page, g.Pages)
 		}
-		s.planPage(g, page, point, &plans[i])
+		s.planPage(g, page, point, math.MaxInt, &plans[i])
 	}
 	return s.limbo.pin(), nil
+}
+
+// TryPlanRead is PlanRead for callers that must not wait: where log would have
+// to be read back first it plans nothing and returns false.
+func (s *Store) TryPlanRead(g *Segment, point, need redoubt.LSN, pages []uint32, plans []PagePlan) (Pin, bool, error) {
+	if done, err := s.indexCached(g, point); !done && err == nil {
+		return Pin{}, false, nil
+	}
+	pin, err := s.PlanRead(g, point, need, pages, plans)
+	return pin, true, err
 }
 
 func (s *Store) checkPoint(g *Segment, point, need redoubt.LSN) error {
@@ -107,23 +122,48 @@ func (g *Segment) checkPoint(point, need redoubt.LSN) error {
 	return g.broken
 }
 
-// planPage plans one page as of point, which is indexed.
-func (s *Store) planPage(g *Segment, page uint32, point redoubt.LSN, p *PagePlan) {
+// planPage plans one page as of point, which is indexed, with at most limit
+// records, the oldest, and reports whether these are all. What lies before a
+// record that covers the page is left out, the version on disk as well.
+func (s *Store) planPage(g *Segment, page uint32, point redoubt.LSN, limit int, p *PagePlan) (all bool) {
 	*p = PagePlan{Page: page, Recs: p.Recs[:0]}
 	e := g.pm.peek(page)
 	if e == nil {
-		return
+		return true
 	}
 	p.Slot, p.Sum, p.LSN = uint32(e.slot), e.sum, e.lsn
+	n := 0
 	for i := e.head; i != 0; {
 		r := s.arena.at(i)
-		if r.lsn <= point {
-			b := g.blocks.lookup(r.block)
-			p.Recs = append(p.Recs, RecRef{LSN: r.lsn, Pos: b.pos, Len: b.len, Off: r.off})
-		}
 		i = r.older
+		if r.lsn > point {
+			continue
+		}
+		b := g.blocks.lookup(r.block)
+		ref := RecRef{LSN: r.lsn, Pos: b.pos, Len: b.len, Off: r.off}
+		if n < limit {
+			p.Recs = append(p.Recs, ref)
+		} else {
+			p.Recs[n%limit] = ref // in the place of the newest there is
+		}
+		n++
+		if r.covers {
+			p.Slot, p.Sum, p.LSN = 0, 0, 0
+			break
+		}
+	}
+	if n > limit {
+		rotate(p.Recs, n%limit)
 	}
 	slices.Reverse(p.Recs)
+	return n <= limit
+}
+
+// rotate moves the first n of refs behind the others.
+func rotate(refs []RecRef, n int) {
+	slices.Reverse(refs[:n])
+	slices.Reverse(refs[n:])
+	slices.Reverse(refs)
 }
 
 // PickPages appends to dst up to n pages of the segment that can be coalesced
@@ -133,7 +173,9 @@ func (s *Store) PickPages(g *Segment, n int, long bool, dst []uint32) ([]uint32,
 	s.mu.Lock()
 	target := g.target()
 	s.mu.Unlock()
-	if err := s.Index(g, target); err != nil {
+	// An index that is full must not keep anyone from emptying it: what is in
+	// it can be coalesced.
+	if err := s.Index(g, target); err != nil && !errors.Is(err, redoubt.ErrBusy) {
 		return dst, err
 	}
 	s.mu.Lock()
@@ -142,27 +184,34 @@ func (s *Store) PickPages(g *Segment, n int, long bool, dst []uint32) ([]uint32,
 		return dst, g.broken
 	}
 	if long {
-		return g.pickLong(n, dst), nil
+		return s.pickLong(g, n, dst), nil
 	}
+	return s.pickOldest(g, n, target, dst), nil
+}
+
+// pickOldest appends up to n pages whose chains began at or below upto.
+func (s *Store) pickOldest(g *Segment, n int, upto redoubt.LSN, dst []uint32) []uint32 {
 	d := &g.dirty
-	for i := d.head; i < len(d.q) && len(dst) < n && d.q[i].first <= target; i++ {
+	for i := d.head; i < len(d.q) && len(dst) < n && d.q[i].first <= upto; i++ {
 		if e := g.pm.peek(d.q[i].page); s.isDirty(e, d.q[i]) {
 			dst = append(dst, d.q[i].page)
 		} else if i == d.head {
 			d.pop()
 		}
 	}
-	return dst, nil
+	return dst
 }
 
-func (g *Segment) pickLong(n int, dst []uint32) []uint32 {
+// pickLong appends up to n pages whose chains are long. One that was coalesced
+// since it was listed isn't any more.
+func (s *Store) pickLong(g *Segment, n int, dst []uint32) []uint32 {
 	took := 0
 	for _, page := range g.long {
 		if len(dst) == n {
 			break
 		}
 		took++
-		if e := g.pm.peek(page); e.head != 0 && e.flags&entryLong != 0 {
+		if e := g.pm.peek(page); e.head != 0 && int(e.count) >= s.opts.LongChain {
 			dst = append(dst, page)
 		}
 	}
@@ -173,33 +222,52 @@ func (g *Segment) pickLong(n int, dst []uint32) []uint32 {
 	return dst
 }
 
+// MaxPlanRecords bounds the records that PlanPages gives one page, and with
+// them the memory of a plan: 1.5 MiB. A page that was written more often while
+// nothing could be coalesced takes several rounds.
+const MaxPlanRecords = 1 << 16
+
 // PlanPages plans pages of a segment up to its target, for coalescing: plans has
-// the length of pages. A page without anything to coalesce gets no records. The
-// caller owes Unpin.
+// the length of pages. A page without anything to coalesce gets no records. With
+// a page that has more than MaxPlanRecords the target is lower: the LSN up to
+// which every page is complete. The caller owes Unpin.
 func (s *Store) PlanPages(g *Segment, pages []uint32, plans []PagePlan) (target redoubt.LSN, pin Pin) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	target = min(g.target(), g.indexed)
+	complete := target
 	for i, page := range pages {
-		s.planPage(g, page, target, &plans[i])
+		if !s.planPage(g, page, target, MaxPlanRecords, &plans[i]) {
+			complete = min(complete, plans[i].Last())
+		}
 	}
-	return target, s.limbo.pin()
+	return complete, s.limbo.pin()
 }
 
 // PlanVersions plans the versions on disk of the pages from first on, without
-// their records, until plans is full or the segment ends: for scrubbing. It
-// returns how many it planned and where the next call begins. The caller owes
-// Unpin.
+// their records, until plans is full, enough entries were looked at, or the
+// segment ends: for scrubbing. It returns how many it planned, which may be none,
+// and where the next call begins. The caller owes Unpin.
 func (s *Store) PlanVersions(g *Segment, first uint32, plans []PagePlan) (n int, next uint32, pin Pin) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for next = first; next < g.Pages && n < len(plans); next++ {
-		if e := g.pm.peek(next); e != nil && e.slot != 0 {
+	if g.deleted || g.mapLost {
+		return 0, g.Pages, s.limbo.pin() // what its map names may be somebody else's
+	}
+	next = first
+	for looked := 0; next < g.Pages && n < len(plans) && looked < MapChunk; looked++ {
+		e := g.pm.peek(next)
+		if e == nil {
+			next += MapChunk - next%MapChunk
+			continue
+		}
+		if e.slot != 0 {
 			plans[n] = PagePlan{Page: next, Slot: uint32(e.slot), Sum: e.sum, LSN: e.lsn, Recs: plans[n].Recs[:0]}
 			n++
 		}
+		next++
 	}
-	return n, next, s.limbo.pin()
+	return n, min(next, g.Pages), s.limbo.pin()
 }
 
 // Build applies a plan's records to base, which holds the version that it names
@@ -217,7 +285,7 @@ func (w *Window) Build(g *Segment, p *PagePlan, base []byte) (redoubt.LSN, uint3
 	}
 	for i := range p.Recs {
 		r := &p.Recs[i]
-		b, err := w.Batch(g, r.Pos, r.Len)
+		b, err := w.batch(g, r.Pos, r.Len, w.reach(p.Recs[i:]))
 		if err != nil {
 			return 0, 0, err
 		}
@@ -232,6 +300,21 @@ func (w *Window) Build(g *Segment, p *PagePlan, base []byte) (redoubt.LSN, uint3
 	}
 	w.Release()
 	return p.Last(), redo.PageSum(g.Volume, g.PageNo(p.Page), p.Last(), base), nil
+}
+
+// reach returns how many bytes from the first record's batch on are worth one
+// read, as long as the batches of the records behind it lie near.
+func (w *Window) reach(recs []RecRef) uint32 {
+	first := recs[0].Pos
+	end := first + uint64(recs[0].Len)
+	most := first + uint64(w.s.opts.Windows.Size()-2*w.s.dev.BlockSize())
+	for _, r := range recs[1:] {
+		if r.Pos < first || r.Pos > end+NearLog || r.Pos+uint64(r.Len) > most {
+			break
+		}
+		end = max(end, r.Pos+uint64(r.Len))
+	}
+	return uint32(end - first)
 }
 
 // PrepareMap returns the change that makes new versions of pages count: a map
@@ -330,7 +413,7 @@ func (s *Store) dropBlocks(g *Segment) {
 	from := b.front()
 	g.dropBlocks()
 	for i := from; i < b.front(); i++ {
-		s.records -= int64(b.at(i).count)
+		s.records -= weight(int(b.at(i).count))
 		s.dropped += uint64(b.at(i).len)
 	}
 }

@@ -11,7 +11,7 @@ import (
 // A Window reads batches of the log back: from the memory they arrived in, or
 // from the device in large pieces of which it remembers a few. Whoever uses it
 // holds a Pin, so that what it reads stays where it is. It isn't safe for
-// concurrent use; the slices it returns are good until Release or Close.
+// concurrent use; the slice that Batch returns is good until the next call.
 type Window struct {
 	s      *Store
 	pieces [4]piece
@@ -29,6 +29,9 @@ type piece struct {
 
 // NewWindow returns an empty window. It takes slabs as it needs them.
 func (s *Store) NewWindow() *Window { return &Window{s: s} }
+
+// Use makes an empty or closed window one of store s.
+func (w *Window) Use(s *Store) { w.s = s }
 
 // Release ends the use of the slices that Batch returned; what was read from
 // the device is kept for the next.
@@ -49,76 +52,101 @@ func (w *Window) Close() {
 			*p = piece{verified: p.verified}
 		}
 	}
+	w.next = 0
 }
 
 // Batch returns the batch of n bytes at a live position of the segment's log,
 // verified. An error matches redoubt.ErrCorrupt when the bytes are damaged.
 func (w *Window) Batch(g *Segment, pos uint64, n uint32) ([]byte, error) {
-	w.s.mu.Lock()
-	b, mem := w.s.cache.find(pos, int(n))
-	if b != nil {
-		mem.Hold()
-	}
-	off, ok := w.s.log.deviceOffset(pos)
-	w.s.mu.Unlock()
-	if b != nil {
-		w.holds = append(w.holds, mem)
-		return b, nil
-	}
-	for i := range w.pieces {
-		if p := &w.pieces[i]; p.buf != nil && pos >= p.pos && pos+uint64(n) <= p.pos+uint64(p.n) {
-			return w.verify(g, p, pos, n)
-		}
-	}
-	if !ok {
-		return nil, segErr(g, redoubt.ErrCorrupt, "log position %d is not in the log any more", pos)
-	}
-	p, err := w.load(pos, off, n)
-	if err != nil {
-		return nil, segErr(g, err, "log at position %d, device offset %d", pos, off)
-	}
-	return w.verify(g, p, pos, n)
+	return w.batch(g, pos, n, n)
 }
 
-// load reads a piece that begins with the logical block that pos lies in.
-func (w *Window) load(pos uint64, off int64, n uint32) (*piece, error) {
-	p := &w.pieces[w.next]
-	w.next = (w.next + 1) % len(w.pieces)
-	if p.buf == nil {
-		buf, err := w.s.opts.Windows.Get(background)
-		if err != nil {
-			return nil, fmt.Errorf("memory to read log into: %w", err)
-		}
-		p.buf = buf
-		if p.verified == nil {
-			p.verified = make([]uint64, len(buf.Bytes())/BlockAlign/64)
+// batch is Batch for a caller who will want up to ahead bytes from pos on: if
+// the device must be asked, it is asked for these at once. Other segments' blocks
+// lie in between, so nothing is read on the chance that it may be of use.
+func (w *Window) batch(g *Segment, pos uint64, n, ahead uint32) ([]byte, error) {
+	place, err := w.s.Locate(g, pos, n)
+	if err != nil {
+		return nil, err
+	}
+	if place.Bytes != nil {
+		w.holds = append(w.holds, place.Mem)
+		return place.Bytes, nil
+	}
+	for i := range w.pieces {
+		if p := &w.pieces[i]; p.buf != nil && pos >= p.pos+BlockHeaderSize && pos+uint64(n) <= p.pos+uint64(p.n) {
+			return w.verify(g, p, place)
 		}
 	}
-	block := int64(w.s.dev.BlockSize())
-	back := pos % uint64(block)
-	inExtent := pos % uint64(w.s.dev.ExtentSize())
-	size := min(int64(len(p.buf.Bytes())), w.s.dev.ExtentSize()-int64(inExtent-back))
+	p, err := w.load(place, max(n, ahead))
+	if err != nil {
+		return nil, segErr(g, err, "log at position %d, device offset %d", pos, place.Off)
+	}
+	return w.verify(g, p, place)
+}
+
+// load reads a piece that begins with the logical block in which the batch's
+// header lies and has n bytes of what follows the header, if the slab and the
+// extent have.
+func (w *Window) load(place LogPlace, n uint32) (*piece, error) {
+	p := &w.pieces[w.next]
+	if p.buf == nil && w.next > 0 {
+		// Windows never wait for a slab while they have one: they could wait
+		// for each other.
+		if p.buf = w.s.opts.Windows.TryGet(); p.buf == nil {
+			w.next = 0
+			p = &w.pieces[0]
+		}
+	}
+	w.next = (w.next + 1) % len(w.pieces)
+	if p.buf == nil {
+		var err error
+		if p.buf, err = w.s.opts.Windows.Get(background); err != nil {
+			return nil, fmt.Errorf("memory to read log into: %w", err)
+		}
+	}
+	if p.verified == nil {
+		p.verified = make([]uint64, len(p.buf.Bytes())/BlockAlign/64)
+	}
+	block, header := int64(w.s.dev.BlockSize()), place.pos-BlockHeaderSize
+	back := header % uint64(block)
+	inExtent := int64(header%uint64(w.s.dev.ExtentSize())) - int64(back)
+	size := alignUp(int64(back)+BlockHeaderSize+int64(n), block)
+	size = min(size, int64(len(p.buf.Bytes())), w.s.dev.ExtentSize()-inExtent)
 	clear(p.verified)
-	p.pos, p.n = pos-back, 0
-	if err := w.s.dev.ReadAt(p.buf.Bytes()[:size], off-int64(back)); err != nil {
+	p.pos, p.n = header-back, 0
+	if err := w.s.dev.ReadAt(p.buf.Bytes()[:size], place.Off-int64(back)); err != nil {
 		return nil, err
 	}
 	p.n = int(size)
 	return p, nil
 }
 
-// verify checks a batch's sum once for each time it was read from the device.
-func (w *Window) verify(g *Segment, p *piece, pos uint64, n uint32) ([]byte, error) {
-	at := int(pos - p.pos)
-	b := p.buf.Bytes()[at : at+int(n) : at+int(n)]
+// reserve waits for the slab without which the window can't read.
+func (w *Window) reserve() error {
+	if w.pieces[0].buf != nil {
+		return nil
+	}
+	buf, err := w.s.opts.Windows.Get(background)
+	if err != nil {
+		return fmt.Errorf("segfile: memory to read log into: %w", err)
+	}
+	w.pieces[0].buf = buf
+	return nil
+}
+
+// verify checks a block once for each time it was read from the device.
+func (w *Window) verify(g *Segment, p *piece, place LogPlace) ([]byte, error) {
+	at := int(place.pos - p.pos)
+	b := p.buf.Bytes()[at-BlockHeaderSize : at+int(place.n) : at+int(place.n)]
 	bit := at / BlockAlign
 	if p.verified[bit/64]&(1<<(bit%64)) == 0 {
-		if _, err := g.CheckBatch(b); err != nil {
-			return nil, segErr(g, redoubt.ErrCorrupt, "log at position %d: %v", pos, err)
+		if err := w.s.CheckPlace(g, place, b); err != nil {
+			return nil, err
 		}
 		p.verified[bit/64] |= 1 << (bit % 64)
 	}
-	return b, nil
+	return b[BlockHeaderSize:], nil
 }
 
 // Index brings the record index of a segment up to LSN upto, or as far as the
@@ -134,12 +162,13 @@ func (s *Store) Index(g *Segment, upto redoubt.LSN) error {
 	for {
 		s.mu.Lock()
 		ref, ok := g.nextUnindexed(upto)
+		ahead := s.reach(g, upto)
 		err := g.broken
 		s.mu.Unlock()
 		if !ok || err != nil {
 			return err
 		}
-		b, err := w.Batch(g, ref.pos, ref.len)
+		b, err := w.batch(g, ref.pos, ref.len, ahead)
 		if err != nil {
 			return err
 		}
@@ -184,8 +213,8 @@ func (s *Store) indexCached(g *Segment, upto redoubt.LSN) (bool, error) {
 // nextUnindexed returns the block in which the next record for the index lies.
 func (g *Segment) nextUnindexed(upto redoubt.LSN) (blockRef, bool) {
 	upto = min(upto, g.scl)
-	if g.deleted || g.indexed >= upto {
-		return blockRef{}, false
+	if g.deleted || g.indexed >= upto || g.Kind != redoubt.FullSegment {
+		return blockRef{}, false // a tail segment has no pages to take records off the index again
 	}
 	for g.nextIndex = max(g.nextIndex, g.blocks.front()); g.nextIndex < g.blocks.end(); g.nextIndex++ {
 		if b := g.blocks.at(g.nextIndex); b.last > g.indexed {
@@ -193,6 +222,27 @@ func (g *Segment) nextUnindexed(upto redoubt.LSN) (blockRef, bool) {
 		}
 	}
 	return blockRef{}, false
+}
+
+// reach returns how many bytes of the log, from the batch on in which indexing
+// goes on, are worth one read: as long as the segment's next batches, up to LSN
+// upto, lie near.
+func (s *Store) reach(g *Segment, upto redoubt.LSN) uint32 {
+	b := &g.blocks
+	if g.nextIndex >= b.end() {
+		return 0
+	}
+	first := b.at(g.nextIndex)
+	end := first.pos + uint64(first.len)
+	most := first.pos + uint64(s.opts.Windows.Size()-2*s.dev.BlockSize())
+	for i := g.nextIndex + 1; i < b.end(); i++ {
+		r := b.at(i)
+		if r.first > upto || r.pos < end || r.pos-end > NearLog || r.pos+uint64(r.len) > most {
+			break
+		}
+		end = r.pos + uint64(r.len)
+	}
+	return uint32(end - first.pos)
 }
 
 // indexBatch puts the records of a batch into the index. The segment is
@@ -238,7 +288,7 @@ func (s *Store) indexRecord(g *Segment, it *redo.Iter, block uint32) error {
 	if i == 0 {
 		return segErr(g, redoubt.ErrBusy, "the index of %d records is full", s.opts.MaxRecords)
 	}
-	*s.arena.at(i) = recEntry{lsn: it.LSN, block: block, off: uint32(it.Offset()), older: e.head}
+	*s.arena.at(i) = recEntry{lsn: it.LSN, block: block, off: uint32(it.Offset()), older: e.head, covers: it.Covers()}
 	if e.head == 0 {
 		g.dirty.push(dirtyPage{it.Page, it.LSN})
 		g.dirty.n++

@@ -60,7 +60,7 @@ func (r *recoverer) openSegment(tag uint32, ts *tagState) (*Segment, error) {
 		}
 	}
 	if err := r.loadMap(g, ts); err != nil {
-		g.broken = err
+		g.broken, g.mapLost = err, true
 		r.damage(g.ID, -1, err)
 	}
 	if err := r.loadBlocks(g, ts); err != nil {
@@ -164,7 +164,7 @@ func (r *recoverer) loadBlocks(g *Segment, ts *tagState) error {
 	g.blocks.refs, g.blocks.disorder = refs, true
 	for _, b := range refs {
 		g.logSize += int64(b.len)
-		r.s.records += int64(b.count)
+		r.s.records += weight(int(b.count))
 	}
 	g.relink()
 	r.judgeBad(g, ts.bad)

@@ -16,12 +16,15 @@ import (
 type rig struct {
 	t     *testing.T
 	disk  *devtest.Disk
+	mode  string // durability
 	dev   *blockdev.Device
 	store *Store
 	small *slab.Pool
 	wide  *slab.Pool // to read log back
 	in    *slab.Pool // what "arrives"
 	lw    *LogWrite
+
+	filler *slab.Buf
 }
 
 const (
@@ -45,19 +48,24 @@ func newPool(t *testing.T, size, count int) *slab.Pool {
 // newRig formats a disk and opens a store on it.
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	disk := devtest.New(rigSize)
-	if _, err := blockdev.FormatEngine(disk, rigSize, 512, blockdev.FormatOptions{Cluster: redoubt.ClusterID{1}, Node: redoubt.NodeID{2}, ExtentSize: rigExtent, Count: 1}); err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{t: t, disk: disk, small: newPool(t, 64<<10, 64), wide: newPool(t, 512<<10, 8), in: newPool(t, 4096, 64)}
+	r := &rig{t: t, disk: formatted(t), mode: "fua", small: newPool(t, 64<<10, 64), wide: newPool(t, 512<<10, 8), in: newPool(t, 4096, 64)}
 	if err := r.open(false); err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
+func formatted(t *testing.T) *devtest.Disk {
+	t.Helper()
+	disk := devtest.New(rigSize)
+	if _, err := blockdev.FormatEngine(disk, rigSize, 512, blockdev.FormatOptions{Cluster: redoubt.ClusterID{1}, Node: redoubt.NodeID{2}, ExtentSize: rigExtent, Count: 1}); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
+
 func (r *rig) open(readOnly bool) error {
-	dev, err := blockdev.OpenEngine(r.disk, rigSize, 512, blockdev.Options{Durability: "fua", ReadOnly: readOnly})
+	dev, err := blockdev.OpenEngine(r.disk, rigSize, 512, blockdev.Options{Durability: r.mode, ReadOnly: readOnly})
 	if err != nil {
 		return err
 	}
@@ -66,14 +74,15 @@ func (r *rig) open(readOnly bool) error {
 		return err
 	}
 	r.dev, r.store = dev, store
-	r.lw = NewLogWrite(r.mem(r.small).Bytes()[:512])
+	r.filler = r.mem(r.small)
+	r.lw = NewLogWrite(r.filler.Bytes()[:512])
 	return nil
 }
 
 // reopen opens the store again from what disk holds.
 func (r *rig) reopen(disk *devtest.Disk) *rig {
 	r.t.Helper()
-	n := &rig{t: r.t, disk: disk, small: newPool(r.t, 64<<10, 64), wide: newPool(r.t, 512<<10, 8), in: newPool(r.t, 4096, 64)}
+	n := &rig{t: r.t, disk: disk, mode: r.mode, small: newPool(r.t, 64<<10, 64), wide: newPool(r.t, 512<<10, 8), in: newPool(r.t, 4096, 64)}
 	if err := n.open(false); err != nil {
 		r.t.Fatalf("reopen: %v", err)
 	}
@@ -95,18 +104,18 @@ func (r *rig) mem(p *slab.Pool) *slab.Buf {
 	return b
 }
 
-// write places a run and completes its write.
-func (r *rig) write(run *Run) error {
+// write places runs, side by side where they fit, and completes their writes.
+func (r *rig) write(runs ...*Run) error {
 	r.t.Helper()
-	for n := 0; n == 0; {
+	for len(runs) > 0 {
 		for r.store.WantsExtent() {
 			if err := r.store.AddExtent(blockdev.Normal); err != nil {
-				r.t.Fatal(err)
+				return err
 			}
 		}
-		var ok bool
-		if n, ok = r.store.Place(r.lw, []*Run{run}, 1<<20); !ok {
-			return fmt.Errorf("no write")
+		n, ok := r.store.Place(r.lw, runs, 1<<20)
+		if !ok {
+			return fmt.Errorf("no write: %v", r.store.Failed())
 		}
 		done := make(chan error, 1)
 		r.lw.Done = func(_ *blockdev.Write, err error) { done <- err }
@@ -116,8 +125,20 @@ func (r *rig) write(run *Run) error {
 		if err != nil {
 			return err
 		}
+		runs = runs[n:]
 	}
 	return nil
+}
+
+// must ends the test, or with the power gone the workload.
+func (r *rig) must(err error) {
+	r.t.Helper()
+	if err != nil && r.disk.IsCut() {
+		panic(powerIsGone{})
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 func (r *rig) change(prepare func(*slab.Buf) (*Change, error)) error {
@@ -148,6 +169,18 @@ func (r *rig) create(n byte) *Segment {
 		r.t.Fatal(err)
 	}
 	return g
+}
+
+// retire gives back what the rig's store holds, so that its pools can serve
+// another.
+func (r *rig) retire() {
+	if r.store != nil {
+		r.store.Reclaim(1 << 30)
+	}
+	if r.filler != nil {
+		r.filler.Drop()
+	}
+	r.store, r.filler = nil, nil
 }
 
 // A tape writes a segment's log: one-record batches that put a value into a
@@ -237,45 +270,33 @@ func (r *rig) build(g *Segment, p *PagePlan) ([]byte, redoubt.LSN, error) {
 func (r *rig) coalesce(g *Segment) {
 	r.t.Helper()
 	pages, err := r.store.PickPages(g, 64, false, nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	r.must(err)
 	plans := make([]PagePlan, len(pages))
 	target, pin := r.store.PlanPages(g, pages, plans)
 	defer r.store.Unpin(pin)
 	ranges, err := r.store.AllocSlots(g, len(pages), nil)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	r.must(err)
 	next := slotsOf(ranges)
 	var changes []MapChange
 	mem := r.mem(r.small)
 	defer mem.Drop()
 	for i := range plans {
 		b, lsn, err := r.build(g, &plans[i])
-		if err != nil {
-			r.t.Fatal(err)
-		}
+		r.must(err)
 		sl := uint32(next())
-		if err := r.dev.WriteAt(append(mem.Bytes()[:0], b...), r.store.SlotOffset(sl)); err != nil {
-			r.t.Fatal(err)
-		}
+		r.must(r.dev.WriteAt(append(mem.Bytes()[:0], b...), r.store.SlotOffset(sl)))
 		changes = append(changes, MapChange{Page: plans[i].Page, Slot: sl, Sum: redo.PageSum(g.Volume, g.PageNo(plans[i].Page), lsn, b), LSN: lsn})
 	}
-	if err := r.change(func(mem *slab.Buf) (*Change, error) { return r.store.PrepareMap(mem, g, changes, target) }); err != nil {
-		r.t.Fatal(err)
-	}
+	r.must(r.change(func(mem *slab.Buf) (*Change, error) { return r.store.PrepareMap(mem, g, changes, target) }))
 }
 
 func (r *rig) root(g *Segment) {
 	r.t.Helper()
-	if err := r.change(func(mem *slab.Buf) (*Change, error) {
+	r.must(r.change(func(mem *slab.Buf) (*Change, error) {
 		p, err := r.store.PrepareRoot(mem, g)
 		if err != nil {
 			return nil, err
 		}
 		return &p.Change, nil
-	}); err != nil {
-		r.t.Fatal(err)
-	}
+	}))
 }

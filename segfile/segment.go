@@ -48,6 +48,7 @@ type Segment struct {
 	holds     [numHolds]redoubt.LSN
 	deleted   bool
 	broken    error // the page chain doesn't fit: no page past it can be built
+	mapLost   bool  // broken because the page map couldn't be read
 }
 
 // A span is a stretch of the PG's chain that is held: all records in

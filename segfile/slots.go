@@ -164,21 +164,24 @@ func (t *slotTable) sparse(tag uint32) bool {
 func (s *Store) AllocSlots(g *Segment, n int, dst []SlotRange) ([]SlotRange, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var full error // no extent is to be had
 	for n > 0 {
 		if g.deleted {
 			s.freeRanges(dst)
 			return nil, segErr(g, redoubt.ErrNotFound, "deleted")
 		}
 		p, at, m := s.slots.best(g.tag, n)
-		if m < n && !(m > 0 && s.slots.sparse(g.tag)) {
-			err := s.growLocked(g)
-			if err == nil {
+		if m < min(n, s.slots.per) && full == nil && !(m > 0 && s.slots.sparse(g.tag)) {
+			// The mutex was free meanwhile: whatever comes of it, what was
+			// best before may be gone.
+			full = s.growLocked(g)
+			if full == nil || errors.Is(full, redoubt.ErrFull) {
 				continue
 			}
-			if m == 0 || !errors.Is(err, redoubt.ErrFull) {
-				s.freeRanges(dst)
-				return nil, err
-			}
+		}
+		if m == 0 || full != nil && !errors.Is(full, redoubt.ErrFull) {
+			s.freeRanges(dst)
+			return nil, full
 		}
 		p.mark(at, m)
 		dst = append(dst, SlotRange{First: p.Index*uint32(s.slots.per) + uint32(at) + 1, N: m})

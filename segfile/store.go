@@ -73,7 +73,7 @@ func (o *Options) setDefaults(dev Device) error {
 		return invalidf("the log may have %d extents of %d: want at least 4", o.LogExtents, extents)
 	case o.LongChain < 2 || o.LongChain > 1<<15:
 		return invalidf("LongChain %d outside 2 to 32768", o.LongChain)
-	case o.Windows == nil || o.Windows.Size() < redoubt.MaxBatchBytes+dev.BlockSize():
+	case o.Windows == nil || o.Windows.Size() < redoubt.MaxBatchBytes+2*dev.BlockSize():
 		return invalidf("Windows pool missing, or its slabs are smaller than a batch")
 	case o.Small == nil || o.Small.Size() < 64<<10:
 		return invalidf("Small pool missing, or its slabs are smaller than 64 KiB")
@@ -132,6 +132,13 @@ func (s *Store) Segments() []*Segment {
 	return all
 }
 
+// PromisedPages returns the pages of all segments, written or not.
+func (s *Store) PromisedPages() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pages
+}
+
 // Failed returns why the store acknowledges nothing any more, or nil.
 func (s *Store) Failed() error {
 	s.mu.Lock()
@@ -150,7 +157,7 @@ type Info struct {
 	Unknown                    Unknown
 	Truncation                 redoubt.Truncation // the newest
 	LogBytes                   int64
-	DirtyPages, Pages          int
+	DirtyPages, PageCount      int // pages with a chain; with a version
 	Blocks                     int
 	Broken                     error
 }
@@ -166,7 +173,7 @@ func (g *Segment) infoLocked() Info {
 	i := Info{
 		SegmentSpec: g.segState.SegmentSpec, SCL: g.scl, Highest: g.highest, VDL: g.vdl, Floor: g.floor,
 		Coalesced: g.coalesced, Trimmed: g.trimPoint(), Target: g.target(), Unknown: g.unknown,
-		LogBytes: g.logSize, DirtyPages: g.dirty.n, Pages: g.pm.pages, Blocks: g.blocks.len(), Broken: g.broken,
+		LogBytes: g.logSize, DirtyPages: g.dirty.n, PageCount: g.pm.pages, Blocks: g.blocks.len(), Broken: g.broken,
 	}
 	if n := len(g.truncs); n > 0 {
 		i.Truncation = g.truncs[n-1]

@@ -42,7 +42,7 @@ func (s *Store) retireTail() {
 		live = min(live, g.firstLive())
 	}
 	for len(s.log.exts) > 1 && s.log.base(s.log.exts[1]) <= live {
-		s.retireExtent(s.log.exts[0].Index)
+		s.retireExtent(s.log.exts[0])
 		s.log.exts = append(s.log.exts[:0], s.log.exts[1:]...)
 	}
 	s.sealLimbo()
@@ -116,8 +116,9 @@ func (s *Store) Tail() (TailExtent, bool) {
 // A RootPlan is a new root of a segment on its way to the log.
 type RootPlan struct {
 	Change
-	ranges []SlotRange
-	refs   []chunkRef
+	ranges  []SlotRange
+	refs    []chunkRef
+	version uint64 // of the state in it
 }
 
 // PrepareRoot writes the map pages that changed to new slots and returns the
@@ -126,8 +127,12 @@ type RootPlan struct {
 func (s *Store) PrepareRoot(mem *slab.Buf, g *Segment) (*RootPlan, error) {
 	p := &RootPlan{}
 	s.mu.Lock()
+	lost := g.mapLost
 	p.refs = append(p.refs, g.pm.refs...)
 	s.mu.Unlock()
+	if lost {
+		return nil, segErr(g, redoubt.ErrCorrupt, "its page map is damaged: a new root would forget what the old one still knows")
+	}
 	if err := s.writeMapPages(mem, g, p); err != nil {
 		s.FreeSlots(p.ranges)
 		return nil, err
@@ -139,6 +144,7 @@ func (s *Store) PrepareRoot(mem *slab.Buf, g *Segment) (*RootPlan, error) {
 		return nil, segErr(g, redoubt.ErrNotFound, "deleted")
 	}
 	g.version++
+	p.version = g.version
 	coalesced := g.coalesced
 	run, err := s.newRun(mem, g, BlockRoot, func(b []byte) []byte { return appendRoot(g.segState.append(b), p.refs) })
 	if err != nil {
@@ -207,21 +213,27 @@ func (s *Store) commitRoot(g *Segment, p *RootPlan, coalesced redoubt.LSN) {
 			g.pm.refs[i] = p.refs[i]
 		}
 	}
-	g.rootPos = p.Run.pos
 	g.persisted = max(g.persisted, coalesced)
 	s.dropBlocks(g)
+	if g.version == p.version {
+		g.rootPos = p.Run.pos
+	}
+	// Else the state has changed since the root was built, and the block that
+	// says so may lie before the root: a fence would be forgotten if the tail
+	// passed it. The older root keeps the tail until the next has it all.
 }
 
 // PrepareMove returns a run with copies of up to max bytes of the segment's
 // oldest redo blocks below position to: written again at the head, they no
-// longer keep the log's tail. It waits for the device.
+// longer keep the log's tail. It waits for the device, and fails with ErrBusy
+// when there is no memory just now. The caller holds a Pin.
 func (s *Store) PrepareMove(g *Segment, to uint64, w *Window) (*Change, error) {
 	var refs []blockRef
 	s.mu.Lock()
-	size := RunHeaderSize
+	size, most := RunHeaderSize, min(s.opts.Windows.Size(), int(s.log.extentSize))
 	for i := g.blocks.front(); i < g.blocks.end(); i++ {
 		if b := g.blocks.at(i); b.pos < to {
-			if size += blockSize(int(b.len)); size > s.opts.Windows.Size() && len(refs) > 0 {
+			if size += blockSize(int(b.len)); size > most && len(refs) > 0 {
 				break
 			}
 			refs = append(refs, *b)
@@ -231,9 +243,14 @@ func (s *Store) PrepareMove(g *Segment, to uint64, w *Window) (*Change, error) {
 	if len(refs) == 0 {
 		return nil, nil
 	}
-	buf, err := s.opts.Windows.Get(background)
-	if err != nil {
-		return nil, fmt.Errorf("segfile: memory to move blocks: %w", err)
+	// The window takes what it may wait for first: nobody who has some memory
+	// waits for more.
+	if err := w.reserve(); err != nil {
+		return nil, err
+	}
+	buf := s.opts.Windows.TryGet()
+	if buf == nil {
+		return nil, fmt.Errorf("segfile: no memory to move blocks: %w", redoubt.ErrBusy)
 	}
 	r := &Run{Used: RunHeaderSize, Mem: buf, Barrier: true}
 	for _, ref := range refs {

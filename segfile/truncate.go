@@ -141,7 +141,7 @@ func (s *Store) applyTruncation(g *Segment, t redoubt.Truncation, cuts []cut) {
 		if r.epoch < t.Epoch && r.last > t.From && r.first <= t.To {
 			i := slices.IndexFunc(cuts, func(c cut) bool { return c.pos == r.pos })
 			if i < 0 {
-				s.records -= int64(r.count)
+				s.records -= weight(int(r.count))
 				g.logSize -= int64(r.len)
 				continue
 			}

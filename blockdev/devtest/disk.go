@@ -292,8 +292,8 @@ func (d *Disk) checkUntouched(p *pending) {
 	}
 }
 
-// Close completes what is held, ends what is stuck with redoubt.ErrClosed, and refuses
-// everything from then on. The content stays: see Restart.
+// Close completes what is held, ends what is stuck with redoubt.ErrClosed, and
+// refuses everything from then on. The content stays: see Restart.
 func (d *Disk) Close() error {
 	d.mu.Lock()
 	d.holding = false

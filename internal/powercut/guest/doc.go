@@ -1,0 +1,31 @@
+// Package guest is what runs inside the power-cut machine's virtual machine: the
+// workloads, and the line on which they talk with the host.
+//
+// # The line
+//
+// The second serial port carries lines of text. The guest says "ready"; the host
+// answers with one [Config] as JSON; then the guest speaks, one verb and its words a
+// line, and the host says "go" once, after "verified", when it has noted where a
+// load begins:
+//
+//	ack STREAM N     the records up to N of the stream were acknowledged
+//	have STREAM N    after a boot: the stream is whole up to N, and goes on from there
+//	verified         every acknowledged record was read back and is right
+//	loading          the load begins
+//	full             the load has no room left; cut whenever you like
+//	formatted        the devices are ready for use
+//	lost TEXT        an acknowledged record is missing or wrong, or one that was
+//	                 never acknowledged is there in part: the verdict
+//	broken TEXT      the workload could not do its work: trouble with the rig, or a
+//	                 program that does not start
+//
+// # Streams and histories
+//
+// A stream is a sequence of records, numbered from 1, that survives as a prefix:
+// the log of a device, or of a segment. What a record holds is a function of the
+// seed, the stream, its number and the life that wrote it, so nobody has to keep
+// the bytes to know them. A life is one boot with load. The host keeps each
+// stream's history: which life wrote from which number on, and how far it was
+// acknowledged; a record of an earlier life that lies beyond where a later one
+// began is stale, and believing it is a loss like any other.
+package guest
