@@ -104,8 +104,8 @@ func (f *Folder) plan(g *segfile.Segment, mem []byte) redoubt.LSN {
 		f.store.Unpin(pin)
 		target = min(target, t)
 		i += len(some)
-		for j := range some {
-			if k := n + j; len(plans[k].Recs) > 0 {
+		for k, end := n, n+len(some); k < end; k++ {
+			if len(plans[k].Recs) > 0 {
 				recs += len(plans[k].Recs)
 				plans[n], plans[k] = plans[k], plans[n]
 				n++

@@ -18,14 +18,6 @@ func (l *opList) pushBack(op *Op) {
 	l.tail = op
 }
 
-func (l *opList) pushFront(op *Op) {
-	op.next = l.head
-	if l.head == nil {
-		l.tail = op
-	}
-	l.head = op
-}
-
 // popFront takes the oldest op; the list must not be empty.
 func (l *opList) popFront() *Op {
 	op := l.head

@@ -89,3 +89,13 @@ func (b *inbox) append(l *opList, h *Op) (n uint64) {
 	l.tail = newest
 	return n
 }
+
+// pushFront puts back an op that has to try again, ahead of those that have not
+// tried yet.
+func (l *opList) pushFront(op *Op) {
+	op.next = l.head
+	if l.head == nil {
+		l.tail = op
+	}
+	l.head = op
+}

@@ -4,6 +4,7 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redoubt-storage/redoubt/coalescer"
 )
 
 // metrics is the node as a Prometheus collector: it reads counters that are
@@ -27,6 +28,7 @@ type laneSample struct {
 	logExtents, maxLog, free, segments            int
 	records, maxRecords, cache                    int64
 	failed                                        bool
+	background                                    coalescer.Stats
 }
 
 func perLane(name, help string, kind prometheus.ValueType, value func(*lane, *laneSample) float64) laneMetric {
@@ -63,6 +65,28 @@ func laneMetrics() []laneMetric {
 	}
 }
 
+// backgroundMetrics lists what is told of coalescing, trimming and scrubbing.
+func backgroundMetrics() []laneMetric {
+	one := func(name, help string, value func(*coalescer.Stats) float64) laneMetric {
+		return perLane(name, help, prometheus.CounterValue, func(_ *lane, s *laneSample) float64 { return value(&s.background) })
+	}
+	return []laneMetric{
+		one("coalesce_runs_total", "Runs of pages written.", func(s *coalescer.Stats) float64 { return float64(s.Runs) }),
+		one("coalesce_pages_total", "Page versions written.", func(s *coalescer.Stats) float64 { return float64(s.Pages) }),
+		one("coalesce_records_total", "Records folded into them.", func(s *coalescer.Stats) float64 { return float64(s.Records) }),
+		one("coalesce_read_bytes_total", "Bytes of pages and log read for it.", func(s *coalescer.Stats) float64 { return float64(s.Read) }),
+		one("coalesce_write_bytes_total", "Bytes of pages written.", func(s *coalescer.Stats) float64 { return float64(s.Written) }),
+		one("log_roots_total", "Roots of page maps written.", func(s *coalescer.Stats) float64 { return float64(s.Roots) }),
+		one("log_moved_bytes_total", "Bytes of quiet segments' blocks written again.", func(s *coalescer.Stats) float64 { return float64(s.MovedBytes) }),
+		one("extents_released_total", "Extents given back.", func(s *coalescer.Stats) float64 { return float64(s.Extents) }),
+		one("scrub_pages_total", "Page versions read again and checked.", func(s *coalescer.Stats) float64 { return float64(s.ScrubbedPages) }),
+		one("scrub_bytes_total", "Bytes read again and checked.", func(s *coalescer.Stats) float64 { return float64(s.ScrubbedBytes) }),
+		one("scrub_cycles_total", "Scrubs of the whole device.", func(s *coalescer.Stats) float64 { return float64(s.ScrubCycles) }),
+		one("damage_total", "Pages and log found damaged.", func(s *coalescer.Stats) float64 { return float64(s.Damage) }),
+		one("background_errors_total", "Errors of background work that is tried again.", func(s *coalescer.Stats) float64 { return float64(s.Errors) }),
+	}
+}
+
 func btof(b bool) float64 {
 	if b {
 		return 1
@@ -78,6 +102,7 @@ func (l *lane) sample() *laneSample {
 		throttled: q.Throttled, refused: q.Refused, throttledS: q.ThrottledFor.Seconds(), queued: q.QueuedBytes,
 		logExtents: u.LogExtents, maxLog: u.MaxLogExtents, free: u.FreeExtents, segments: u.Segments,
 		records: u.Records, maxRecords: u.MaxRecords, cache: u.CacheBytes, failed: l.store.Failed() != nil,
+		background: l.coal.Stats(),
 	}
 }
 

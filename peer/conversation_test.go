@@ -166,8 +166,12 @@ func (k *talk) data(ctx context.Context, t *testing.T, d *datadriven.TestData, h
 		return verdict(k.conn.Append(k.frame(t, d)))
 	case "acked":
 		scl := redoubt.LSN(arg[uint64](t, d, "scl"))
-		k.news.wait(func() bool { return k.news.scl[handle] >= scl && k.news.open == 0 })
-		return fmt.Sprintf("handle %d is complete up to %d", handle, k.news.scl[handle])
+		var got redoubt.LSN
+		k.news.wait(func() bool {
+			got = k.news.scl[handle]
+			return got >= scl && k.news.open == 0
+		})
+		return fmt.Sprintf("handle %d is complete up to %d", handle, got)
 	case "refused":
 		k.news.wait(func() bool { return len(k.news.errs) > 0 })
 		k.news.mu.Lock()

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/redoubt-storage/redoubt"
@@ -14,7 +15,8 @@ import (
 type ReadRequest struct {
 	Handle uint32
 	Point  redoubt.LSN
-	Pages  []uint32 // indices inside the protection group, at most the node's MaxPages
+	Need   redoubt.LSN // the group's last LSN at or below Point, if known; see wire.Read
+	Pages  []uint32    // indices inside the protection group, at most the node's MaxPages
 
 	// Buf receives page i of Pages at [i*16384, (i+1)*16384), where Descs[i]
 	// says that it came (wire.CodeOK); elsewhere it stays as it is.
@@ -61,7 +63,7 @@ func (c *Conn) read(r *ReadRequest) (uint64, error) {
 		r.Descs = make([]wire.PageDesc, n)
 	}
 	r.Descs = r.Descs[:n]
-	r.msg = wire.Read{Handle: r.Handle, Point: r.Point, Pages: r.Pages}
+	r.msg = wire.Read{Handle: r.Handle, Point: r.Point, Need: r.Need, Pages: r.Pages}
 	c.mu.Lock()
 	req, err := c.take(nil, r)
 	if err != nil {
@@ -99,6 +101,9 @@ func (c *Conn) ReadPages(ctx context.Context, r *ReadRequest) error {
 			return fmt.Errorf("peer: node %s: READ: %w", c.addr, context.Cause(ctx))
 		}
 		err = <-done
+	}
+	if err != nil && !errors.Is(err, redoubt.ErrClosed) {
+		return fmt.Errorf("peer: node %s: READ: %w", c.addr, err)
 	}
 	return err
 }

@@ -1,0 +1,192 @@
+package coalescer
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/redoubt-storage/redoubt"
+	"github.com/redoubt-storage/redoubt/redo"
+)
+
+// After MaxAge everything that may be folded is in pages, and every read point
+// from the floor up reads as before.
+func TestFoldingChangesNoRead(t *testing.T) {
+	var read [2]uint64
+	for i, cached := range []bool{true, false} {
+		r := newRig(t, nil)
+		rnd := rand.New(rand.NewPCG(1, 2))
+		tapes := []*tape{r.create(1, redoubt.FullSegment), r.create(2, redoubt.FullSegment), r.create(3, redoubt.TailSegment)}
+		for round := range 4 {
+			for _, w := range tapes {
+				r.write(rnd, w, 15)
+				r.tell(w, w.lsn-3, w.lsn-9)
+			}
+			for _, w := range tapes[:2] {
+				r.check(w, 1)
+			}
+			if !cached {
+				r.store.Reclaim(1000)
+			}
+			r.settle(2 * r.folder.opts.MaxAge)
+			for _, w := range tapes {
+				if i := r.store.Info(r.seg(w)); i.Coalesced != w.lsn-9 {
+					t.Fatalf("round %d: segment %d is coalesced to %d, want the floor, %d", round, w.id[0], i.Coalesced, w.lsn-9)
+				}
+			}
+			for _, w := range tapes[:2] {
+				r.check(w, 1)
+			}
+		}
+		again := r.reopen(r.disk.Restart())
+		for _, w := range tapes[:2] {
+			again.check(w, 1)
+		}
+		st := r.folder.Stats()
+		if st.Errors != 0 || st.Damage != 0 || st.Pages == 0 || st.Records == 0 {
+			t.Fatalf("stats: %+v", st)
+		}
+		read[i] = st.Read
+	}
+	if read[1] <= read[0] {
+		t.Fatalf("%d bytes were read with the log in memory, and %d without", read[0], read[1])
+	}
+}
+
+// A page is folded for the length of its own chain long before its age asks for
+// it, and the others are left alone.
+func TestALongChainIsFoldedEarly(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.sopts.LongChain = 8; r.opts.Survey = time.Millisecond })
+	w := r.create(1, redoubt.FullSegment)
+	r.mustAppend(w, pageChange{page: 5, kind: redo.Fill, n: 9, fill: 1})
+	for i := range 8 {
+		r.mustAppend(w, pageChange{page: 6, kind: redo.Fill, off: i, n: 9, fill: byte(i)})
+	}
+	r.tell(w, w.lsn, w.lsn)
+	did := r.pass()
+	if did.Work != Folded || did.Pages != 1 || did.Records != 8 {
+		t.Fatalf("did %+v", did)
+	}
+	if runs := r.settle(time.Second); len(runs) != 0 {
+		t.Fatalf("and then %+v", runs)
+	}
+	if i := r.store.Info(r.seg(w)); i.DirtyPages != 1 || i.Coalesced != 0 {
+		t.Fatalf("%d pages are dirty, coalesced to %d", i.DirtyPages, i.Coalesced)
+	}
+	r.check(w, 1)
+	r.settle(2 * r.folder.opts.MaxAge)
+	if i := r.store.Info(r.seg(w)); i.DirtyPages != 0 || i.Coalesced != w.lsn {
+		t.Fatalf("in the end %d pages are dirty, coalesced to %d", i.DirtyPages, i.Coalesced)
+	}
+	r.check(w, 1)
+}
+
+// Nothing is folded before its time, and what is only half as old goes along.
+func TestAgeDecides(t *testing.T) {
+	r := newRig(t, nil)
+	w := r.create(1, redoubt.FullSegment)
+	start := r.now
+	var did Did
+	for page := range uint32(4) {
+		r.mustAppend(w, pageChange{page: page, kind: redo.Fill, n: 9, fill: 7})
+		r.tell(w, w.lsn, w.lsn)
+		if did = r.pass(); did.Work != Nothing {
+			t.Fatalf("did %+v", did)
+		}
+		r.now = r.now.Add(time.Second)
+	}
+	for did.Work == Nothing {
+		if did = r.pass(); did.Next.After(r.now) {
+			r.now = did.Next
+		}
+	}
+	if age := r.now.Sub(start); age < r.folder.opts.MaxAge || age > r.folder.opts.MaxAge+2*time.Second {
+		t.Fatalf("the first page was folded when it was %v old", age)
+	}
+	if did.Pages < 2 || did.Pages > 3 {
+		t.Fatalf("%d pages went, of which one was due and one or two half as old", did.Pages)
+	}
+}
+
+// Segments take turns: one with endless work does not keep another waiting.
+func TestSegmentsTakeTurns(t *testing.T) {
+	r := newRig(t, func(r *rig) { r.opts.RunPages = 4 })
+	a, b := r.create(1, redoubt.FullSegment), r.create(2, redoubt.FullSegment)
+	for page := range uint32(40) {
+		r.mustAppend(a, pageChange{page: page, kind: redo.Fill, n: 9, fill: 7})
+	}
+	for page := range uint32(8) {
+		r.mustAppend(b, pageChange{page: page, kind: redo.Fill, n: 9, fill: 7})
+	}
+	r.tell(a, a.lsn, a.lsn)
+	r.tell(b, b.lsn, b.lsn)
+	r.pass()
+	r.now = r.now.Add(2 * r.folder.opts.MaxAge)
+	var order []byte
+	for _, did := range r.settle(time.Second)[:4] {
+		order = append(order, did.Segment.ID[0])
+	}
+	if string(order) != "\x01\x02\x01\x02" && string(order) != "\x02\x01\x02\x01" {
+		t.Fatalf("the first runs were of segments %v", order)
+	}
+}
+
+// A tail segment has no pages; its log goes all the same.
+func TestATailSegmentOnlyAdvances(t *testing.T) {
+	r := newRig(t, nil)
+	w := r.create(1, redoubt.TailSegment)
+	rnd := rand.New(rand.NewPCG(3, 4))
+	r.write(rnd, w, 20)
+	r.tell(w, w.lsn-1, w.lsn-2)
+	runs := r.settle(2 * r.folder.opts.MaxAge)
+	if len(runs) != 1 || runs[0].Work != Advanced {
+		t.Fatalf("did %+v", runs)
+	}
+	if i := r.store.Info(r.seg(w)); i.Coalesced != w.lsn-2 || i.PageCount != 0 {
+		t.Fatalf("%+v", i)
+	}
+	again := r.reopen(r.disk.Restart())
+	if i := again.store.Info(again.seg(w)); i.SCL != w.lsn || i.Coalesced != w.lsn-2 {
+		t.Fatalf("after a restart: %+v", i)
+	}
+}
+
+// A log of marks has nothing to fold either.
+func TestMarksOnlyAdvance(t *testing.T) {
+	r := newRig(t, nil)
+	w := r.create(1, redoubt.FullSegment)
+	for range 5 {
+		r.mustAppend(w, pageChange{kind: redo.Mark})
+	}
+	r.tell(w, w.lsn, w.lsn)
+	if runs := r.settle(2 * r.folder.opts.MaxAge); len(runs) != 1 || runs[0].Work != Advanced {
+		t.Fatalf("did %+v", runs)
+	}
+	if i := r.store.Info(r.seg(w)); i.Coalesced != w.lsn || i.Blocks != 0 {
+		t.Fatalf("%+v", i)
+	}
+}
+
+// A record that covers its page makes the version on disk, and what came before
+// it, unnecessary: nothing is read.
+func TestACoveringRecordNeedsNoBase(t *testing.T) {
+	r := newRig(t, nil)
+	w := r.create(1, redoubt.FullSegment)
+	r.mustAppend(w, pageChange{page: 1, kind: redo.Fill, off: 5, n: 9, fill: 7})
+	r.tell(w, w.lsn, w.lsn)
+	if err := r.flush(); err != nil {
+		t.Fatal(err)
+	}
+	r.mustAppend(w, pageChange{page: 1, kind: redo.Fill, off: 50, n: 9, fill: 8},
+		pageChange{page: 1, kind: redo.Fill, n: redoubt.PageSize, fill: 9},
+		pageChange{page: 1, kind: redo.Fill, off: 60, n: 1, fill: 10})
+	r.tell(w, w.lsn, w.lsn-1)
+	before := r.folder.Stats().Read
+	if err := r.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if read := r.folder.Stats().Read; read != before {
+		t.Fatalf("%d bytes were read", read-before)
+	}
+	r.check(w, 1)
+}
