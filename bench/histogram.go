@@ -49,15 +49,21 @@ func bounds(i int) (low, width uint64) {
 
 // Record counts v. A negative v, which only a clock that steps back makes, counts
 // as 0.
-func (h *Histogram) Record(v int64) {
+func (h *Histogram) Record(v int64) { h.RecordN(v, 1) }
+
+// RecordN counts v n times.
+func (h *Histogram) RecordN(v int64, n uint64) {
+	if n == 0 {
+		return
+	}
 	u := uint64(max(v, 0))
-	h.counts[bucket(u)]++
+	h.counts[bucket(u)] += n
 	if h.n == 0 || u < h.min {
 		h.min = u
 	}
 	h.max = max(h.max, u)
-	h.n++
-	h.sum += float64(u)
+	h.n += n
+	h.sum += float64(u) * float64(n)
 }
 
 // Merge adds what o has counted.

@@ -19,6 +19,7 @@ type tape struct {
 	spec  segfile.SegmentSpec
 	epoch redoubt.Epoch
 	lsn   redoubt.LSN // the last one written
+	above redoubt.LSN // the next is above this as well: a truncation's end
 	prev  map[uint32]redoubt.LSN
 	recs  []redo.Record // with their payload, in LSN order
 	acked redoubt.LSN
@@ -86,7 +87,7 @@ func randomChange(rnd *rand.Rand, pages uint32) pageChange {
 
 // add writes the change's record into the batch.
 func (w *tape) add(b *redo.Builder, c pageChange) bool {
-	lsn := w.lsn + 1
+	lsn := max(w.lsn, w.above) + 1
 	prev := w.prev[c.page]
 	ok := false
 	switch c.kind {
@@ -274,4 +275,22 @@ func TestTheReferenceAppliesRecordsInOrder(t *testing.T) {
 	if got := string(w.page(4, 3)[:3]); got != "xx\x00" {
 		t.Fatalf("other page: %q", got)
 	}
+}
+
+// truncate forgets what a truncation voids, and goes on past it.
+func (w *tape) truncate(t redoubt.Truncation) {
+	n := len(w.recs)
+	for n > 0 && w.recs[n-1].LSN > t.From {
+		n--
+	}
+	w.recs = w.recs[:n]
+	clear(w.prev)
+	last := redoubt.LSN(0)
+	for i := range w.recs {
+		last = w.recs[i].LSN
+		if w.recs[i].Kind != redo.Mark {
+			w.prev[w.recs[i].Page] = last
+		}
+	}
+	w.lsn, w.acked, w.above, w.epoch = last, last, t.To, t.Epoch
 }

@@ -36,7 +36,9 @@ type rig struct {
 	sopts  segfile.Options
 	now    time.Time
 
-	small, wide, pages, ahead *slab.Pool
+	durability string // of the device; default fua
+
+	*memory
 
 	mu     sync.Mutex
 	damage []string // as told to Damaged
@@ -79,31 +81,84 @@ func newRig(t testing.TB, tune func(*rig)) *rig {
 	return r
 }
 
-func (r *rig) pool(name string, size, count int) *slab.Pool {
-	r.t.Helper()
-	p, err := slab.New(slab.Options{Name: name, Size: size, Count: count, Reclaim: func() bool { return r.store != nil && r.store.Reclaim(8) > 0 }})
-	if err != nil {
-		r.t.Fatal(err)
+// memory is the pools of a rig. A rig that is released leaves them to the next:
+// tests of crashes open thousands of stores.
+type memory struct {
+	small, wide, pages, ahead *slab.Pool
+
+	store *segfile.Store // whose cache may be asked for slabs
+}
+
+var idleMemory struct {
+	sync.Mutex
+	free []*memory
+}
+
+func takeMemory(t testing.TB) *memory {
+	t.Helper()
+	idleMemory.Lock()
+	defer idleMemory.Unlock()
+	if n := len(idleMemory.free); n > 0 {
+		m := idleMemory.free[n-1]
+		idleMemory.free = idleMemory.free[:n-1]
+		return m
 	}
-	r.t.Cleanup(func() { _ = p.Close() }) // the cache of a store that ends with its test holds slabs
-	return p
+	m := new(memory)
+	pool := func(name string, size, count int) *slab.Pool {
+		p, err := slab.New(slab.Options{Name: name, Size: size, Count: count, Reclaim: func() bool { return m.store != nil && m.store.Reclaim(8) > 0 }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	m.small, m.wide = pool("small", 64<<10, 16), pool("wide", 512<<10, 24)
+	m.pages, m.ahead = pool("pages", 1<<20, 1), pool("ahead", 512<<10, 2)
+	return m
+}
+
+// release ends a rig. Every slab must be back then, but for those of runs that a
+// failure left in flight.
+func (r *rig) release() {
+	r.t.Helper()
+	if r.memory == nil {
+		return
+	}
+	m := r.memory
+	r.memory = nil
+	r.folder.Close()
+	m.store = nil
+	r.store.Reclaim(1 << 30)
+	r.log.filler.Drop()
+	failed := r.store.Failed() != nil
+	for _, p := range []*slab.Pool{m.small, m.wide, m.pages, m.ahead} {
+		if p.Free() != p.Cap() {
+			if !failed && !r.t.Failed() {
+				r.t.Errorf("%d slabs of %d bytes are still held", p.Cap()-p.Free(), p.Size())
+			}
+			return
+		}
+	}
+	idleMemory.Lock()
+	defer idleMemory.Unlock()
+	idleMemory.free = append(idleMemory.free, m)
 }
 
 func (r *rig) open() error {
-	dev, err := blockdev.OpenEngine(r.disk, rigSize, 512, blockdev.Options{Durability: "fua"})
+	dev, err := blockdev.OpenEngine(r.disk, rigSize, 512, blockdev.Options{Durability: r.durability})
 	if err != nil {
 		return err
 	}
-	r.small, r.wide = r.pool("small", 64<<10, 16), r.pool("wide", 512<<10, 24)
-	r.pages, r.ahead = r.pool("pages", 1<<20, 1), r.pool("ahead", 512<<10, 2)
+	r.memory = takeMemory(r.t)
+	r.t.Cleanup(r.release)
 	o := r.sopts
 	o.Device, o.Windows, o.Small = dev.Super().Device, r.wide, r.small
 	store, err := segfile.Open(dev, o, 0)
 	if err != nil {
 		return err
 	}
-	r.dev, r.hook, r.store = dev, &hookDevice{Device: dev}, store
-	r.log = &testLog{r: r, lw: segfile.NewLogWrite(r.small.TryGet().Bytes()[:512])}
+	r.dev, r.hook, r.store, r.memory.store = dev, &hookDevice{Device: dev}, store, store
+	r.log = &testLog{r: r, filler: r.small.TryGet()}
+	r.log.lw = segfile.NewLogWrite(r.log.filler.Bytes()[:512])
 	r.opts.Pages, r.opts.Ahead, r.opts.Damaged = r.pages, r.ahead, r.damaged
 	r.folder, err = NewFolder(context.Background(), store, r.hook, r.log, r.opts)
 	return err
@@ -123,7 +178,7 @@ func (r *rig) damaged(g *segfile.Segment, page uint32, err error) {
 // reopen returns a rig on another disk, as after a restart.
 func (r *rig) reopen(disk *devtest.Disk) *rig {
 	r.t.Helper()
-	n := &rig{t: r.t, disk: disk, now: r.now, sopts: r.sopts, opts: r.opts}
+	n := &rig{t: r.t, disk: disk, now: r.now, sopts: r.sopts, opts: r.opts, durability: r.durability}
 	if err := n.open(); err != nil {
 		r.t.Fatalf("reopen (%s): %v", disk.Label(), err)
 	}
@@ -133,10 +188,11 @@ func (r *rig) reopen(disk *devtest.Disk) *rig {
 // A testLog is a log queue without a queue: what is appended is written and
 // completed before the call returns.
 type testLog struct {
-	r     *rig
-	mu    sync.Mutex
-	lw    *segfile.LogWrite
-	kicks int
+	r      *rig
+	mu     sync.Mutex
+	lw     *segfile.LogWrite
+	filler *slab.Buf
+	kicks  int
 	// before is called with each run of the coalescer, before it is placed.
 	before func(*segfile.Run) error
 }

@@ -199,14 +199,17 @@ func (c *Conn) advance(to phase) {
 	c.room.Broadcast()
 }
 
-// kill closes the socket at once. A nil reason is no reason to mention.
-func (c *Conn) kill(reason error) {
+// kill closes the socket at once, and reports whether it was the first to do
+// so. A nil reason is no reason to mention.
+func (c *Conn) kill(reason error) bool {
 	c.mu.Lock()
 	c.setReason(reason)
+	first := c.phase != dead
 	c.mu.Unlock()
 	c.advance(dead)
 	c.tcp.Close()
 	c.cancel()
+	return first
 }
 
 // setReason keeps the first reason; the others follow from it. c.mu is held.

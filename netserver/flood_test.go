@@ -20,6 +20,8 @@ func TestFlood(t *testing.T) {
 	)
 	f := start(t, &fake{append: ackAll, request: attach}, func(o *Options) { o.MaxConns = 100 })
 	before, goroutines := heapInUse(), runtime.NumGoroutine()
+	long := appendFrame(t, 1, 100, 30000, 0)
+	lying := damage(t, appendFrame(t, 1, 100, 300, 0), true, func(b []byte) { b[11] = 0x7f })
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	worst := uint64(0)
@@ -31,7 +33,7 @@ func TestFlood(t *testing.T) {
 	for i := range openers {
 		wg.Go(func() {
 			for n := i; n < conns; n += openers {
-				if err := f.flood(t, n); err != nil {
+				if err := f.flood(n, long, lying); err != nil {
 					t.Error(err)
 					return
 				}
@@ -69,7 +71,7 @@ func heapInUse() uint64 {
 
 // flood is one connection that is dropped, in the nth way. Without lingering
 // close ends it with a reset, so that the test leaves no port in TIME_WAIT.
-func (f *fixture) flood(t *testing.T, n int) error {
+func (f *fixture) flood(n int, long, lying []byte) error {
 	nc, err := net.Dial("tcp", f.srv.Addr().String())
 	if err != nil {
 		return err
@@ -77,7 +79,7 @@ func (f *fixture) flood(t *testing.T, n int) error {
 	defer nc.Close()
 	tcp := nc.(*net.TCPConn)
 	tcp.SetLinger(0)
-	c := &client{t: t, conn: tcp}
+	c := &client{t: f.t, conn: tcp}
 	hello := helloFrame()
 	switch n % 8 {
 	case 0: // says nothing
@@ -90,7 +92,7 @@ func (f *fixture) flood(t *testing.T, n int) error {
 	case 4: // leaves in the middle of a frame
 		tcp.Write(hello)
 		c.next()
-		tcp.Write(appendFrame(t, 1, 100, 30000, 0)[:20000])
+		tcp.Write(long[:20000])
 	case 5: // leaves without taking its answers
 		tcp.Write(hello)
 		c.next()
@@ -100,7 +102,7 @@ func (f *fixture) flood(t *testing.T, n int) error {
 	case 6: // lies about a length
 		tcp.Write(hello)
 		c.next()
-		tcp.Write(damage(t, appendFrame(t, 1, 100, 300, 0), true, func(b []byte) { b[11] = 0x7f }))
+		tcp.Write(lying)
 		c.next()
 	case 7: // garbage behind a HELLO
 		tcp.Write(hello)

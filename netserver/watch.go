@@ -2,6 +2,7 @@ package netserver
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -42,13 +43,15 @@ func (s *Server) watch() {
 // checkTime closes the connection when a frame, or a write, takes too long.
 func (c *Conn) checkTime(now time.Duration) {
 	s := c.srv
-	if at := c.partialSince.Load(); at != 0 && now-time.Duration(at) > s.opts.FrameTimeout {
-		s.counters.slowSenders.Add(1)
-		c.kill(fmt.Errorf("a frame was not complete after %v", s.opts.FrameTimeout))
+	late := func(since *atomic.Int64, limit time.Duration) bool {
+		at := since.Load()
+		return at != 0 && now-time.Duration(at) > limit
 	}
-	if at := c.writingSince.Load(); at != 0 && now-time.Duration(at) > s.opts.WriteTimeout {
+	if limit := s.opts.FrameTimeout; late(&c.partialSince, limit) && c.kill(fmt.Errorf("a frame was not complete after %v", limit)) {
+		s.counters.slowSenders.Add(1)
+	}
+	if limit := s.opts.WriteTimeout; late(&c.writingSince, limit) && c.kill(fmt.Errorf("the client took no answers for %v", limit)) {
 		s.counters.slowReaders.Add(1)
-		c.kill(fmt.Errorf("the client took no answers for %v", s.opts.WriteTimeout))
 	}
 }
 

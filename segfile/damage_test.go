@@ -85,7 +85,7 @@ func TestAFlippedBitInTheLogIsUnknownNotTheEnd(t *testing.T) {
 	for _, sealed := range []bool{false, true} {
 		r, from, to := logged(t, 6, sealed)
 		lost, corrupt := 0, 0
-		for off := from; off < to; off += 5 {
+		for off := from; off < to; off += flipStep {
 			n, g, i := r.after(t, func(d *devtest.Disk) { d.Flip(off, uint(off%8)) })
 			if g == nil {
 				if len(n.store.Recovery().Damage) == 0 {
@@ -103,7 +103,7 @@ func TestAFlippedBitInTheLogIsUnknownNotTheEnd(t *testing.T) {
 			}
 			n.retire()
 		}
-		if lost < 50 || corrupt < 40 || sealed && corrupt < lost {
+		if lost < 150/flipStep || corrupt < 100/flipStep || sealed && corrupt < lost {
 			t.Fatalf("sealed %v: %d flips cost a record, %d were judged corrupt: the test hit nothing, or damage is taken for a tear", sealed, lost, corrupt)
 		}
 	}

@@ -2,4 +2,7 @@
 
 package segfile
 
-const raceEnabled = false
+const (
+	raceEnabled = false
+	flipStep    = 5
+)

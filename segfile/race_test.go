@@ -3,5 +3,8 @@
 package segfile
 
 // raceEnabled: the race detector costs a factor of ten, so exhaustive tests go
-// one level less deep.
-const raceEnabled = true
+// one level less deep, and flip fewer bits.
+const (
+	raceEnabled = true
+	flipStep    = 23
+)
