@@ -5,7 +5,8 @@
 #   powercut.sh campaign            CUTS cuts from SEED on (default 500, random)
 #   powercut.sh replay DIRECTORY    reach the verdict of a failure again
 #
-# Environment: CUTS, SEED, WORKLOAD (default: see below), KERNEL (an image with
+# Environment: CUTS, SEED, WORKLOAD (node, the default, or standin), REDOUBT (a
+# static binary to judge instead of the one of this tree), KERNEL (an image with
 # NVMe and a serial console built in, instead of Debian's), ACCEL (say kvm),
 # RIG_FLAGS (more flags for the rig: `go run ./internal/powercut/rig -h`).
 set -euo pipefail
@@ -72,12 +73,17 @@ if [ -z "$kernel" ]; then
 	kernel=$cache/vmlinuz
 fi
 
-echo "building the guest's init and the rig"
-CGO_ENABLED=0 go build -o "$cache/init" ./internal/powercut/init
+echo "building the guest's init, its redoubt and the rig"
+redoubt=${REDOUBT:-}
+if [ -z "$redoubt" ]; then
+	redoubt=$cache/redoubt
+	CGO_ENABLED=0 go build -tags giouring -ldflags='-checklinkname=0 -s -w' -o "$redoubt" ./cmd/redoubt
+fi
+CGO_ENABLED=0 go build -ldflags='-s -w' -o "$cache/init" ./internal/powercut/init
 go build -o "$cache/rig" ./internal/powercut/rig
-files=init=$cache/init
+files=init=$cache/init,redoubt=$redoubt
 
-workload=${WORKLOAD:-standin}
+workload=${WORKLOAD:-node}
 
 read -ra extra <<<"${RIG_FLAGS:-}"
 rig() {
@@ -87,7 +93,7 @@ rig() {
 
 case $mode in
 smoke)
-	rig -selftest ${SEED:+-seed "$SEED"}
+	rig -selftest -workload "$workload" ${SEED:+-seed "$SEED"}
 	rig -workload "$workload" -cuts "${CUTS:-4}" ${SEED:+-seed "$SEED"}
 	;;
 campaign)

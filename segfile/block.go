@@ -56,14 +56,6 @@ type seed uint32
 
 func newSeed(id redoubt.DeviceID) seed { return seed(crc32.Checksum(id[:], castagnoli)) }
 
-func (s seed) sum(parts ...[]byte) uint32 {
-	c := uint32(s)
-	for _, p := range parts {
-		c = crc32.Update(c, castagnoli, p)
-	}
-	return c
-}
-
 // A runHeader is the header of a run or of a filler.
 type runHeader struct {
 	filler  bool
@@ -105,7 +97,7 @@ func parseRunHeader(b []byte, s seed) (h runHeader, ok bool) {
 	return h, ok
 }
 
-// sum2 is sum without the slice of slices: it runs once per run and block.
+// sum2 sums two stretches, one behind the other.
 func (s seed) sum2(a, b []byte) uint32 {
 	return crc32.Update(crc32.Update(uint32(s), castagnoli, a), castagnoli, b)
 }
@@ -132,7 +124,9 @@ func (h *blockHeader) covered(content []byte) []byte {
 
 // put writes the header in front of its content, which stands at b[24:].
 func (h *blockHeader) put(b []byte, s seed) {
-	invariant.Assert(h.len < 1<<24, "segfile: block of %d bytes", h.len)
+	if h.len >= 1<<24 {
+		invariant.Assert(false, "segfile: block of %d bytes", h.len)
+	}
 	le := binary.LittleEndian
 	le.PutUint32(b[4:], uint32(h.len)|uint32(h.kind)<<24)
 	le.PutUint32(b[8:], h.tag)

@@ -188,8 +188,8 @@ func (c *crashRun) verify(t *testing.T, disk *devtest.Disk) {
 }
 
 // goesOn checks that a recovered segment takes the next record.
-func (n *rig) goesOn(g *Segment, i Info, fatalf func(string, ...any)) {
-	n.t.Helper()
+func (r *rig) goesOn(g *Segment, i Info, fatalf func(string, ...any)) {
+	r.t.Helper()
 	w := &tape{seg: g, epoch: i.Epoch, prev: i.SCL, pages: map[uint32]redoubt.LSN{}}
 	next := i.SCL + 1
 	if i.Truncation.To >= next {
@@ -198,10 +198,10 @@ func (n *rig) goesOn(g *Segment, i Info, fatalf func(string, ...any)) {
 	if i.Highest > i.SCL {
 		return // a gap: a real client opens with a truncation
 	}
-	if err := n.append1(w, next, 50, 99); err != nil {
+	if err := r.append1(w, next, 50, 99); err != nil {
 		fatalf("append of LSN %d after recovery: %v", next, err)
 	}
-	b, _, err := n.read(g, 50, next)
+	b, _, err := r.read(g, 50, next)
 	if err != nil || b[offsetOf(next)] != 99 {
 		fatalf("read after recovery: %v", err)
 	}

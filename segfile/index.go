@@ -46,7 +46,9 @@ func (a *recArena) get() uint32 {
 }
 
 func (a *recArena) put(i uint32) {
-	invariant.Assert(i != 0 && a.used > 0, "segfile: record entry %d freed, %d in use", i, a.used)
+	if i == 0 || a.used == 0 {
+		invariant.Assert(false, "segfile: record entry %d freed, %d in use", i, a.used)
+	}
 	a.entries[i-1] = recEntry{older: a.free}
 	a.free = i
 	a.used--
@@ -89,7 +91,9 @@ func (b *blockList) at(abs uint64) *blockRef { return &b.refs[abs-b.base] }
 func (b *blockList) lookup(low uint32) *blockRef {
 	front := b.front()
 	abs := front + uint64(low-uint32(front))
-	invariant.Assert(abs < b.end(), "segfile: record entry names block %d of [%d, %d)", abs, front, b.end())
+	if abs >= b.end() {
+		invariant.Assert(false, "segfile: record entry names block %d of [%d, %d)", abs, front, b.end())
+	}
 	return b.at(abs)
 }
 

@@ -118,7 +118,9 @@ func (l *hotLog) place(lw *LogWrite, pending []*Run, maxBytes int) (int, bool) {
 	n := 0
 	for _, r := range pending {
 		size := int64(len(r.Bytes))
-		invariant.Assert(size <= l.extentSize, "segfile: run of %d bytes in extents of %d", size, l.extentSize)
+		if size > l.extentSize {
+			invariant.Assert(false, "segfile: run of %d bytes in extents of %d", size, l.extentSize)
+		}
 		if l.off+size > l.extentSize {
 			l.fill(lw, head)
 			break

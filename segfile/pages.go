@@ -363,7 +363,9 @@ func (s *Store) commitMap(g *Segment, coalesced redoubt.LSN, changes []MapChange
 	}
 	for _, c := range changes {
 		e := g.pm.touch(c.Page)
-		invariant.Assert(c.LSN >= e.lsn, "segfile: page %d goes from LSN %d to %d", c.Page, e.lsn, c.LSN)
+		if c.LSN < e.lsn {
+			invariant.Assert(false, "segfile: page %d goes from LSN %d to %d", c.Page, e.lsn, c.LSN)
+		}
 		s.retireSlot(g.pm.set(c))
 		s.cutChain(g, c.Page, e)
 	}

@@ -121,6 +121,7 @@ func (r *Run) stamp(s seed, gen uint32, pos, durable uint64) {
 // checkShape asserts what every run must satisfy, so that a bug here never
 // becomes a bad block there.
 func (r *Run) checkShape(blockSize int) {
-	invariant.Assert(len(r.Bytes)%blockSize == 0 && r.Used <= len(r.Bytes) && r.Used >= RunHeaderSize,
-		"segfile: run of %d bytes, %d used, logical block %d", len(r.Bytes), r.Used, blockSize)
+	if len(r.Bytes)%blockSize != 0 || r.Used > len(r.Bytes) || r.Used < RunHeaderSize {
+		invariant.Assert(false, "segfile: run of %d bytes, %d used, logical block %d", len(r.Bytes), r.Used, blockSize)
+	}
 }

@@ -74,7 +74,9 @@ func (t *slotTable) free(s slot) *pageExtent {
 	if p == nil {
 		return nil // its segment was deleted meanwhile
 	}
-	invariant.Assert(p.bits[i/64]&(1<<(i%64)) != 0, "segfile: slot %d freed twice", s-1)
+	if p.bits[i/64]&(1<<(i%64)) == 0 {
+		invariant.Assert(false, "segfile: slot %d freed twice", s-1)
+	}
 	p.bits[i/64] &^= 1 << (i % 64)
 	p.taken--
 	if p.taken == 0 {

@@ -203,10 +203,11 @@ func (r *restart) parse(b []byte) error {
 	}
 	r.witness, r.end = le.Uint64(b), le.Uint64(b[8:])
 	for b = b[restartHead:]; len(b) > 0; b = b[24:] {
-		h := Hole{From: le.Uint64(b), To: le.Uint64(b[8:]), Class: UnknownReason(le.Uint64(b[16:]))}
-		if h.To < h.From || h.Class != Torn && h.Class != Corrupt {
-			return invalidf("restart block with hole [%d, %d) of class %d", h.From, h.To, h.Class)
+		h, class := Hole{From: le.Uint64(b), To: le.Uint64(b[8:])}, le.Uint64(b[16:])
+		if h.To < h.From || class != uint64(Torn) && class != uint64(Corrupt) {
+			return invalidf("restart block with hole [%d, %d) of class %d", h.From, h.To, class)
 		}
+		h.Class = UnknownReason(class)
 		r.holes = append(r.holes, h)
 	}
 	return nil

@@ -10,28 +10,33 @@ import (
 // TestNoAllocations holds that neither side allocates for an entry, an ack, a
 // page, or the frames around them.
 func TestNoAllocations(t *testing.T) {
+	check := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range append(appendPaths(check), answerPaths(check)...) {
+		c.f() // the first decode may take memory for good
+		if n := testing.AllocsPerRun(100, c.f); n != 0 {
+			t.Errorf("%s: %v allocations", c.name, n)
+		}
+	}
+}
+
+type hotPath struct {
+	name string
+	f    func()
+}
+
+func appendPaths(check func(error)) []hotPath {
 	var (
 		buf    = make([]byte, 64<<10)
 		batch  = goldenBatch(make([]byte, 200), 101, 100)
 		a      AppendBuilder
 		frame  []byte
 		header Header
-		out    = make([]byte, 0, 4096)
-		acks   []byte
-		pages  []byte
-		descs  = []PageDesc{{Page: 1, LSN: 5}, {Page: 2, Code: CodeAboveSCL}}
-		read   Read
-		ask    = Read{Handle: 7, Point: 9, Pages: []uint32{1, 2, 3}}
 	)
-	check := func(err error) {
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, c := range []struct {
-		name string
-		f    func()
-	}{
+	return []hotPath{
 		{"build APPEND in place", func() {
 			var b redo.Builder
 			a.Reset(buf, MaxAlign)
@@ -53,6 +58,19 @@ func TestNoAllocations(t *testing.T) {
 			}
 			check(it.Err())
 		}},
+	}
+}
+
+func answerPaths(check func(error)) []hotPath {
+	var (
+		out   = make([]byte, 0, 4096)
+		acks  []byte
+		pages []byte
+		descs = []PageDesc{{Page: 1, LSN: 5}, {Page: 2, Code: CodeAboveSCL}}
+		read  Read
+		ask   = Read{Handle: 7, Point: 9, Pages: []uint32{1, 2, 3}}
+	)
+	return []hotPath{
 		{"build ACK", func() {
 			acks = Begin(out)
 			for i := range 32 {
@@ -84,11 +102,6 @@ func TestNoAllocations(t *testing.T) {
 			check(err)
 			check(read.Decode(b[HeaderSize:h.Len]))
 		}},
-	} {
-		c.f() // the first decode may take memory for good
-		if n := testing.AllocsPerRun(100, c.f); n != 0 {
-			t.Errorf("%s: %v allocations", c.name, n)
-		}
 	}
 }
 

@@ -88,7 +88,7 @@ func forbidden(test bool, from, to place) string {
 		return "upward; declare the one- or two-method interface that you need, and let the higher rank hand it over"
 	case to.helper && !test && !from.helper:
 		return "a test helper in production; move what you need into the package that it helps"
-	case to.rank < from.rank, test && to.helper, from.helper && strings.HasPrefix(from.path, to.path+"/"):
+	case to.rank < from.rank, test && (to.helper || meets(from.path, to.path)), from.helper && strings.HasPrefix(from.path, to.path+"/"):
 		return ""
 	}
 	return "sideways; packages of one rank are strangers: declare an interface here and let the rank above wire it up"

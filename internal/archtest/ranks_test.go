@@ -43,6 +43,22 @@ var ranks = []place{
 	{path: "internal/powercut/rig", rank: 7},
 }
 
+// testMeetings lists the strangers of one rank that meet in tests, and why.
+var testMeetings = []struct{ from, to, why string }{
+	{"peer", "netserver", "the two ends of the wire are tested against each other; what they share is package wire"},
+	{"coalescer", "logqueue", "its tests run over the real log as well as over a fake"},
+}
+
+// meets reports whether a test of one package may import the other.
+func meets(from, to string) bool {
+	for _, m := range testMeetings {
+		if m.from == from && m.to == to {
+			return true
+		}
+	}
+	return false
+}
+
 // pureCore lists the packages whose production files are functions from events
 // to effects, so that a simulation can drive them.
 var pureCore = []string{"redo", "segfile"}

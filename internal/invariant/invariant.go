@@ -9,7 +9,9 @@ package invariant
 import "fmt"
 
 // Assert panics with the formatted message unless ok holds. The message names
-// the contract, not the line: the panic's stack already has that.
+// the contract, not the line: the panic's stack already has that. Arguments are
+// boxed before ok is looked at, which allocates: where every record passes, put
+// the call inside an if and pass false.
 func Assert(ok bool, format string, args ...any) {
 	if !ok {
 		panic("invariant: " + fmt.Sprintf(format, args...))

@@ -140,6 +140,8 @@ func (b *boot) hear(m guest.Message) error {
 			b.have = append(b.have, 0)
 		}
 		b.have[m.Stream] = m.N
+	case guest.Seen:
+		b.life.seen[m.Text] += m.N
 	case guest.Verified:
 		b.verified = true
 	case guest.Ack:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/redoubt-storage/redoubt/internal/powercut/guest"
@@ -19,10 +20,18 @@ type Campaign struct {
 	Keep string    // the directory that gets what a failure leaves behind
 	Out  io.Writer // gets a line for each cut
 
+	// Must lists what the boots must have met, in the workload's words, for a
+	// campaign of MustCuts cuts and more to prove anything.
+	Must []string
+
 	cuts     int
+	seen     map[string]uint64
 	damage   Damage
 	recovery int // cuts that hit a recovery
 }
+
+// MustCuts is how many cuts it takes to meet everything that a campaign must.
+const MustCuts = 20
 
 // Run runs the campaign up to the first failure. It fails as well when the cuts
 // took nothing away, since that proves nothing.
@@ -33,17 +42,35 @@ func (c *Campaign) Run(ctx context.Context) error {
 		return c.keep(ctx, err)
 	}
 	fmt.Fprintf(c.Out, "formatted in %.1f s\n", time.Since(start).Seconds())
+	c.seen = make(map[string]uint64)
 	seed := c.Seed
 	for ; c.cuts < c.Cuts; seed++ {
-		if err := NewLife(seed, c.Life, formatted, c.report(seed)).Run(ctx); err != nil {
+		l := NewLife(seed, c.Life, formatted, c.report(seed))
+		if err := l.Run(ctx); err != nil {
 			return c.keep(ctx, err)
+		}
+		for what, n := range l.Seen() {
+			c.seen[what] += n
 		}
 	}
 	took := time.Since(start)
 	fmt.Fprintf(c.Out, "%s: %d cuts in %d lives (seeds %d to %d), %d of them in a recovery, nothing lost; %v; %.1f s, %.1f s a cut\n",
 		c.Life.Workload, c.cuts, seed-c.Seed, c.Seed, seed-1, c.recovery, c.damage, took.Seconds(), took.Seconds()/float64(c.cuts))
+	if len(c.seen) > 0 {
+		fmt.Fprintf(c.Out, "the boots have met: %s\n", strings.TrimPrefix(fmt.Sprint(c.seen), "map"))
+	}
+	return c.proved()
+}
+
+// proved fails when nothing was at stake.
+func (c *Campaign) proved() error {
 	if c.damage.SectorsLost == 0 && c.cuts > 1 {
 		return errors.New("powercut: no cut took anything away: either every write is forced, or the machine is blind")
+	}
+	for _, what := range c.Must {
+		if c.cuts >= MustCuts && c.seen[what] == 0 {
+			return fmt.Errorf("powercut: %d cuts, and no boot has met %q: the load does not do what it should be cut in", c.cuts, what)
+		}
 	}
 	return nil
 }
@@ -83,13 +110,20 @@ type Plant struct {
 }
 
 // Plants lists the planted bugs, each as a change of sound options: two programs
-// that acknowledge too early, and a right one on a lying drive.
+// that acknowledge too early, and a right one on a lying drive; of the workload
+// node, also a node that was told that it need not flush.
 func Plants(o LifeOptions) []Plant {
 	early, beside, lies := o, o, o
 	early.Workload = "planted-early"
 	beside.Workload = "planted-beside"
 	lies.Workload, lies.Lies = "standin", true
-	return []Plant{{"an ack before the flush", early}, {"a flush beside the write", beside}, {"a drive that lies", lies}}
+	plants := []Plant{{"an ack before the flush", early}, {"a flush beside the write", beside}, {"a drive that lies", lies}}
+	if o.Workload == "node" {
+		plp := o
+		plp.Workload = "planted-plp"
+		plants = append(plants, Plant{"a node that takes a cache for stable storage", plp})
+	}
+	return plants
 }
 
 // Catch lives up to so many lives with a planted bug and fails unless one of them

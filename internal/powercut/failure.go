@@ -66,7 +66,8 @@ func LoadFailure(dir string) (*Failure, error) {
 // Replay prepares the boot that failed: [Life.Verify] on it reaches the verdict.
 func (f *Failure) Replay(o LifeOptions) *Life {
 	o.Workload, o.Args, o.Disks, o.DiskSize = f.Config.Workload, f.Config.Args, len(f.Images), int64(len(f.Images[0]))
-	return &Life{Seed: f.Seed, opts: o.withDefaults(), images: f.Images, streams: f.Config.Streams, life: f.Config.Life}
+	return &Life{Seed: f.Seed, opts: o.withDefaults(), images: f.Images, streams: f.Config.Streams, life: f.Config.Life,
+		seen: make(map[string]uint64)}
 }
 
 // writeSparse writes image and leaves holes where it is zero.

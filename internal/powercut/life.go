@@ -116,13 +116,14 @@ type Life struct {
 	images  [][]byte       // what the next boot finds
 	streams []guest.Stream // the oracle
 	life    int            // boots with load so far
+	seen    map[string]uint64
 }
 
 // Format boots once on blank disks and formats them. It gives the images that every
 // life starts from: what is durable when the guest says that it is done, so a
 // formatter that forgets to flush is found out at once.
 func Format(ctx context.Context, o LifeOptions) ([][]byte, error) {
-	l := &Life{opts: o.withDefaults(), images: make([][]byte, o.withDefaults().Disks)}
+	l := &Life{opts: o.withDefaults(), images: make([][]byte, o.withDefaults().Disks), seen: make(map[string]uint64)}
 	b, err := l.boot(ctx, guest.PhaseFormat, Moment{})
 	if err != nil {
 		return nil, err
@@ -141,8 +142,12 @@ func Format(ctx context.Context, o LifeOptions) ([][]byte, error) {
 // NewLife prepares a life on formatted images, which it does not change. It reports
 // each cut as it has happened.
 func NewLife(seed uint64, o LifeOptions, formatted [][]byte, report func(CutReport)) *Life {
-	return &Life{Seed: seed, opts: o.withDefaults(), report: report, images: formatted}
+	return &Life{Seed: seed, opts: o.withDefaults(), report: report, images: formatted, seen: make(map[string]uint64)}
 }
+
+// Seen tells how often the boots have met what a cut can leave behind, in the
+// workload's words.
+func (l *Life) Seen() map[string]uint64 { return l.seen }
 
 // Run lives the life. An error that matches guest.ErrLost is a verdict; both that
 // and a workload that broke come as a *Failure.

@@ -10,6 +10,7 @@
 //
 //	ack STREAM N     the records up to N of the stream were acknowledged
 //	have STREAM N    after a boot: the stream is whole up to N, and goes on from there
+//	seen WHAT N      N times the boot has met what a cut can leave behind
 //	verified         every acknowledged record was read back and is right
 //	loading          the load begins
 //	full             the load has no room left; cut whenever you like

@@ -16,6 +16,7 @@ const (
 	Ready     = "ready"
 	Ack       = "ack"
 	Have      = "have"
+	Seen      = "seen"
 	Verified  = "verified"
 	Loading   = "loading"
 	Full      = "full"
@@ -83,14 +84,16 @@ func (s *Stream) Begin(life int, have uint64) {
 type Message struct {
 	Verb   string
 	Stream int    // of ack and have
-	N      uint64 // of ack and have
-	Text   string // of lost and broken
+	N      uint64 // of ack, have and seen
+	Text   string // of lost, broken and seen
 }
 
 func (m Message) String() string {
 	switch m.Verb {
 	case Ack, Have:
 		return fmt.Sprintf("%s %d %d", m.Verb, m.Stream, m.N)
+	case Seen:
+		return fmt.Sprintf("%s %s %d", m.Verb, m.Text, m.N)
 	case Lost, Broken:
 		return m.Verb + " " + strings.ReplaceAll(m.Text, "\n", "; ")
 	}
@@ -109,6 +112,12 @@ func ParseMessage(line string) (Message, error) {
 	case Lost, Broken:
 		m.Text = rest
 		return m, nil
+	case Seen:
+		what, n, _ := strings.Cut(rest, " ")
+		if v, err := strconv.ParseUint(n, 10, 64); err == nil && what != "" {
+			m.Text, m.N = what, v
+			return m, nil
+		}
 	case Ack, Have:
 		stream, n, _ := strings.Cut(rest, " ")
 		i, err1 := strconv.ParseUint(stream, 10, 16)

@@ -34,13 +34,21 @@ type Env struct {
 	Paths []string // the devices
 	Open  func(path string) (Medium, error)
 	Ack   func(stream int, upTo uint64) // tells the host; does not wait
+	See   func(what string, n uint64)   // tells the host what a boot has met
 	Logf  func(format string, args ...any)
+
+	// Redoubt is the binary of workload node, Listen where its node listens.
+	// Default: as in the guest.
+	Redoubt, Listen string
 }
 
 // New returns the named workload.
 func New(name string) (Workload, error) {
 	if i := slices.IndexFunc(variants, func(v variant) bool { return v.name == name }); i >= 0 {
 		return &Standin{variant: variants[i]}, nil
+	}
+	if i := slices.IndexFunc(nodeVariants, func(v nodeVariant) bool { return v.name == name }); i >= 0 {
+		return &Node{nodeVariant: nodeVariants[i]}, nil
 	}
 	return nil, fmt.Errorf("guest: no workload %q", name)
 }
@@ -66,6 +74,11 @@ func run(ctx context.Context, l *Line, e *Env, w Workload) error {
 			return err
 		}
 		return l.Say(Message{Verb: Formatted})
+	}
+	e.See = func(what string, n uint64) {
+		if n > 0 {
+			_ = l.Say(Message{Verb: Seen, Text: what, N: n}) // a line that fails keeps its error
+		}
 	}
 	have, err := w.Verify(ctx, e)
 	if err != nil {

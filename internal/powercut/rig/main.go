@@ -51,10 +51,10 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&m.MemoryMiB, "memory", 512, "the guest's memory in MiB")
 	fs.IntVar(&m.LogicalBlock, "block", 512, "the drives' logical block size, 512 or 4096")
 	fs.BoolVar(&m.WriteThrough, "write-through", false, "drives without a cache: every write is forced")
-	fs.StringVar(&o.life.Workload, "workload", "standin", "what runs in the guest")
+	fs.StringVar(&o.life.Workload, "workload", "node", "what runs in the guest")
 	fs.StringVar(&o.args, "args", "", "for the workload, separated by spaces")
 	fs.IntVar(&o.life.Disks, "disks", 2, "drives")
-	fs.Int64Var(&o.life.DiskSize, "size", 64<<20, "bytes of each drive")
+	fs.Int64Var(&o.life.DiskSize, "size", 40<<20, "bytes of each drive")
 	fs.BoolVar(&o.life.Lies, "lies", false, "drives that answer flushes and do nothing")
 	fs.IntVar(&o.life.MaxCuts, "max-cuts", 3, "most cuts in one life")
 	fs.IntVar(&o.life.MaxWrites, "max-writes", 400, "last write at which the power may go")
@@ -101,6 +101,9 @@ func run(ctx context.Context, args []string) error {
 		return replay(ctx, o)
 	}
 	c := &powercut.Campaign{Life: o.life, Seed: o.seed, Cuts: o.cuts, Keep: o.keep, Out: os.Stdout}
+	if o.life.Workload == "node" && !o.life.Machine.WriteThrough {
+		c.Must = []string{"torn", "gaps", "coalesced", "trimmed", "truncated", "older"}
+	}
 	return c.Run(ctx)
 }
 
