@@ -278,19 +278,15 @@ func (q *Queue) pump() {
 // on the device's completion thread.
 func (q *Queue) landed(w *blockdev.Write, err error) {
 	lw := w.Ctx.(*segfile.LogWrite)
-	q.store.Complete(lw, err)
-	if err == nil {
-		err = q.store.Failed()
-	}
+	err = q.store.Complete(lw, err)
 	if err == nil && len(lw.Moved) > 0 {
 		q.opts.Moved(lw.Moved)
 	}
-	for _, r := range lw.Runs {
-		if err != nil || !r.Waiting() {
-			r.Done(r, err)
-		}
+	done := lw.Released
+	if err != nil {
+		done = lw.Runs
 	}
-	for _, r := range lw.Released {
+	for _, r := range done {
 		r.Done(r, err)
 	}
 	if err != nil {

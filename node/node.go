@@ -49,45 +49,46 @@ type Node struct {
 
 // Open opens the node's devices, recovers what is on them and serves it. What
 // it says while it does so goes to Options.Log.
-func Open(ctx context.Context, o Options) (n *Node, err error) {
+func Open(ctx context.Context, o Options) (n *Node, _ error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
 	n = &Node{opts: o, started: time.Now(), stopTick: make(chan struct{}), ticked: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			n.abort()
-		}
-	}()
-	b := o.budget()
-	// What isn't mapped below is the Go heap's; the collector is told the whole.
-	debug.SetMemoryLimit(o.Memory)
-	if n.slabs, err = slab.New(slab.Options{Name: "ingest", Size: slabSize, Count: b.slabs, Reclaim: n.reclaim}); err != nil {
-		return nil, fmt.Errorf("node: %w", err)
-	}
-	if n.pages.pool, err = slab.New(slab.Options{Name: "pages", Size: redoubt.PageSize, Count: b.pages}); err != nil {
-		return nil, fmt.Errorf("node: %w", err)
-	}
-	n.pages.cond = sync.NewCond(&n.pages.mu)
-	if n.folds, err = slab.New(slab.Options{Name: "folds", Size: foldSize, Count: b.folds}); err != nil {
-		return nil, fmt.Errorf("node: %w", err)
-	}
-	if n.ahead, err = slab.New(slab.Options{Name: "read ahead", Size: windowSize, Count: b.ahead}); err != nil {
-		return nil, fmt.Errorf("node: %w", err)
-	}
-	n.opts.Coalesce.Pages, n.opts.Coalesce.Ahead = n.folds, n.ahead
-	devs, err := n.openDevices()
-	if err != nil {
-		return nil, err
-	}
-	if err := n.openLanes(ctx, devs, b); err != nil {
-		return nil, err
-	}
-	if err := n.serve(); err != nil {
+	if err := n.open(ctx); err != nil {
+		n.abort()
 		return nil, err
 	}
 	go n.tick()
 	return n, nil
+}
+
+func (n *Node) open(ctx context.Context) (err error) {
+	o := n.opts
+	b := o.budget()
+	// What isn't mapped below is the Go heap's; the collector is told the whole.
+	debug.SetMemoryLimit(o.Memory)
+	if n.slabs, err = slab.New(slab.Options{Name: "ingest", Size: slabSize, Count: b.slabs, Reclaim: n.reclaim}); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	if n.pages.pool, err = slab.New(slab.Options{Name: "pages", Size: redoubt.PageSize, Count: b.pages}); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	n.pages.cond = sync.NewCond(&n.pages.mu)
+	if n.folds, err = slab.New(slab.Options{Name: "folds", Size: foldSize, Count: b.folds}); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	if n.ahead, err = slab.New(slab.Options{Name: "read ahead", Size: windowSize, Count: b.ahead}); err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	n.opts.Coalesce.Pages, n.opts.Coalesce.Ahead = n.folds, n.ahead
+	devs, err := n.openDevices()
+	if err != nil {
+		return err
+	}
+	if err := n.openLanes(ctx, devs, b); err != nil {
+		return err
+	}
+	return n.serve()
 }
 
 // openDevices opens all devices and checks that they are this node's, whole and

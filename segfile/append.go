@@ -90,10 +90,12 @@ func (s *Store) Place(lw *LogWrite, pending []*Run, maxBytes int) (int, bool) {
 }
 
 // Complete takes the result of a write. Where it succeeded, its blocks are part
-// of their segments now; lw.Moved says whose SCL moved and lw.Released which
-// waiting runs of other writes became durable in order. The runs of lw itself
-// for which Waiting is true are not done yet. A failed write fails the store.
-func (s *Store) Complete(lw *LogWrite, err error) {
+// of their segments now; lw.Moved says whose SCL moved, and lw.Released which
+// runs are done: those of lw but for barriers that wait for an earlier write,
+// and barriers of other writes that waited for this one. A failed write fails
+// the store. The error that it returns is the store's: all of lw's runs have
+// failed then.
+func (s *Store) Complete(lw *LogWrite, err error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil && s.failed == nil {
@@ -103,22 +105,13 @@ func (s *Store) Complete(lw *LogWrite, err error) {
 		for _, r := range lw.Runs {
 			r.Mem.Drop()
 		}
-		return
+		return s.failed
 	}
 	for _, r := range lw.Runs {
 		s.landRun(lw, r)
 	}
-	s.log.landed(lw, func(w *LogWrite) {
-		for _, r := range w.Runs {
-			if w != lw && r.waiting {
-				r.waiting = false
-				lw.Released = append(lw.Released, r)
-			}
-		}
-	})
-	for _, r := range lw.Runs {
-		r.waiting = r.Barrier && s.log.durable < lw.end
-	}
+	lw.Released = s.log.landed(lw, lw.Released)
+	return nil
 }
 
 // FailWaiting returns the barrier runs that were written and wait for a write
@@ -127,19 +120,12 @@ func (s *Store) FailWaiting() []*Run {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []*Run
-	for _, lw := range s.log.flight {
-		for _, r := range lw.Runs {
-			if r.waiting {
-				r.waiting = false
-				all = append(all, r)
-			}
-		}
+	for i := range s.log.flight {
+		all = append(all, s.log.flight[i].waiting...)
+		s.log.flight[i].waiting = nil
 	}
 	return all
 }
-
-// Waiting reports that a barrier run is written and something before it isn't.
-func (r *Run) Waiting() bool { return r.waiting }
 
 // landRun makes the blocks of a durable run part of their segments.
 func (s *Store) landRun(lw *LogWrite, r *Run) {

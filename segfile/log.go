@@ -26,10 +26,20 @@ type hotLog struct {
 	spare   []blockdev.Extent // assigned and not begun, in order
 	off     int64             // in the head: where the next run goes
 
-	flight    []*LogWrite // placed and not yet known durable in order, oldest first
-	durable   uint64      // everything below is on stable storage
-	witnessed uint64      // the durable field of the newest header placed
-	sealed    bool        // nothing was placed since a seal that witnessed all
+	flight    []flight // placed and not yet known durable in order, oldest first
+	durable   uint64   // everything below is on stable storage
+	witnessed uint64   // the durable field of the newest header placed
+	mute      bool     // headers witness nothing: a recovery isn't over
+	sealed    bool     // nothing was placed since a seal that witnessed all
+}
+
+// A flight is a write from when it is placed until it, and everything before
+// it, is durable. It outlives its LogWrite, which is used again as soon as the
+// write itself is complete.
+type flight struct {
+	start, end uint64
+	done       bool
+	waiting    []*Run // barrier runs of a complete write that wait for the ones before
 }
 
 // pos returns the position of the head.
@@ -129,7 +139,7 @@ func (l *hotLog) place(lw *LogWrite, pending []*Run, maxBytes int) (int, bool) {
 			break
 		}
 		r.checkShape(int(l.blockSize))
-		r.stamp(l.seed, head.Gen, l.base(head)+uint64(l.off), l.durable)
+		r.stamp(l.seed, head.Gen, l.base(head)+uint64(l.off), l.witness())
 		r.Mem.Hold()
 		lw.add(r.Bytes)
 		lw.Runs = append(lw.Runs, r)
@@ -161,10 +171,18 @@ func (lw *LogWrite) add(b []byte) {
 func (l *hotLog) fill(lw *LogWrite, head blockdev.Extent) {
 	clear(lw.filler)
 	h := runHeader{filler: true, used: uint32(l.extentSize - l.off), gen: head.Gen,
-		pos: l.base(head) + uint64(l.off), durable: l.durable}
+		pos: l.base(head) + uint64(l.off), durable: l.witness()}
 	h.put(lw.filler, l.seed)
 	lw.add(lw.filler)
 	l.off = l.extentSize
+}
+
+// witness returns what a header that is placed now says is durable.
+func (l *hotLog) witness() uint64 {
+	if l.mute {
+		return 0
+	}
+	return l.durable
 }
 
 // launch puts a placed write in flight.
@@ -173,19 +191,32 @@ func (l *hotLog) launch(lw *LogWrite) {
 	if l.off == l.extentSize {
 		lw.end = l.base(l.exts[len(l.exts)-1]) + uint64(l.extentSize)
 	}
-	l.witnessed = l.durable
+	l.witnessed = l.witness()
 	l.sealed = len(lw.Runs) == 1 && len(lw.Runs[0].Blocks) == 0
-	l.flight = append(l.flight, lw)
+	l.flight = append(l.flight, flight{start: lw.start, end: lw.end})
 }
 
-// landed notes that a write is on stable storage and moves durable over all
-// writes that are, in order. It calls each for those it passes.
-func (l *hotLog) landed(lw *LogWrite, each func(*LogWrite)) {
-	lw.done = true
+// landed notes that a write is on stable storage, and moves durable over all
+// writes that are, in order. It appends to released every run that is done now:
+// those of lw, and barrier runs that had waited for lw. Barrier runs of lw that
+// have to wait themselves it keeps.
+func (l *hotLog) landed(lw *LogWrite, released []*Run) []*Run {
+	for i := range l.flight {
+		if f := &l.flight[i]; f.start == lw.start {
+			f.done = true
+			for _, r := range lw.Runs {
+				if r.Barrier && i > 0 {
+					f.waiting = append(f.waiting, r)
+				} else {
+					released = append(released, r)
+				}
+			}
+		}
+	}
 	n := 0
 	for n < len(l.flight) && l.flight[n].done {
 		l.durable = l.flight[n].end
-		each(l.flight[n])
+		released = append(released, l.flight[n].waiting...)
 		n++
 	}
 	if n > 0 {
@@ -193,6 +224,7 @@ func (l *hotLog) landed(lw *LogWrite, each func(*LogWrite)) {
 		clear(l.flight[rest:])
 		l.flight = l.flight[:rest]
 	}
+	return released
 }
 
 // needsSeal reports that the newest write has no witness and none is coming.

@@ -140,7 +140,6 @@ func (r *recoverer) loadBlocks(g *Segment, ts *tagState) error {
 			continue
 		}
 		if b.ref.key != g.key {
-			r.damage(g.ID, r.offset(b.pos), segErr(g, redoubt.ErrCorrupt, "batch LSNs %d to %d at log position %d fails its sum", b.first, b.last, b.pos))
 			ts.bad = append(ts.bad, *b)
 			continue
 		}
@@ -173,19 +172,28 @@ func (r *recoverer) loadBlocks(g *Segment, ts *tagState) error {
 
 // judgeBad makes the segment answer UNKNOWN for batches that are damaged, as
 // their whole headers say. One whose records are here whole as well, since they
-// were sent again, is no loss.
+// were sent again, is no loss. As with other holes, what is above the witness is
+// torn, which is no damage, and what a recovery before has judged stays as it was.
 func (r *recoverer) judgeBad(g *Segment, bad []recoveredBlock) {
+	doubted := false
 	for i := range bad {
 		b := &bad[i]
+		h := Hole{From: b.pos, To: b.pos + uint64(b.len), Class: Torn}
+		if r.judged(h) {
+			continue
+		}
+		if b.pos < r.scan.witness {
+			h.Class = Corrupt
+			r.damage(g.ID, r.offset(b.pos), segErr(g, redoubt.ErrCorrupt, "batch LSNs %d to %d at log position %d fails its sum", b.first, b.last, b.pos))
+		}
 		if b.last <= g.scl {
 			continue
 		}
-		class := Torn
-		if b.pos < r.scan.witness {
-			class = Corrupt
-		}
-		r.info.Holes = append(r.info.Holes, Hole{From: b.pos, To: b.pos + uint64(b.len), Class: class})
-		g.doubt(class)
+		r.info.Holes = append(r.info.Holes, h)
+		g.doubt(h.Class)
+		doubted = true
+	}
+	if doubted {
 		r.changed = append(r.changed, g)
 	}
 }
@@ -219,6 +227,10 @@ func (r *recoverer) markUnknown(fresh []Hole) {
 	if reason == Known {
 		return
 	}
+	r.doubtAll(reason)
+}
+
+func (r *recoverer) doubtAll(reason UnknownReason) {
 	r.changed = r.changed[:0]
 	for _, g := range r.s.segs {
 		g.doubt(reason)
@@ -227,7 +239,28 @@ func (r *recoverer) markUnknown(fresh []Hole) {
 	slices.SortFunc(r.changed, func(a, b *Segment) int { return cmp.Compare(a.tag, b.tag) })
 }
 
-// begin gives the log a fresh extent and writes down there what was decided.
+// boundHoles joins holes until a restart block has room for them. What lies
+// between those that are joined counts as judged from then on, whosever it is, so
+// every segment is in doubt.
+func (r *recoverer) boundHoles() []Hole {
+	holes := slices.Clone(r.info.Holes)
+	slices.SortFunc(holes, func(a, b Hole) int { return cmp.Compare(a.From, b.From) })
+	if len(holes) <= maxHoles {
+		return holes
+	}
+	last := &holes[maxHoles-1]
+	for _, h := range holes[maxHoles:] {
+		last.To, last.Class = max(last.To, h.To), max(last.Class, h.Class)
+	}
+	r.doubtAll(last.Class)
+	return holes[:maxHoles]
+}
+
+// begin gives the log a fresh extent and writes down there what was decided. The
+// restart block comes last: once it is there, no later recovery will look at
+// the holes again, so every segment must know of them. Until then nothing may
+// claim that all below it is whole, or a recovery that is cut short would make
+// what is torn look corrupt.
 func (r *recoverer) begin(spares []blockdev.Extent) error {
 	s := r.s
 	seq := s.log.nextSeq()
@@ -245,15 +278,17 @@ func (r *recoverer) begin(spares []blockdev.Extent) error {
 		s.log.spare = append(s.log.spare, e)
 		seq = e.Seq + 1
 	}
-	rs := restart{witness: r.scan.witness, end: r.scan.end, holes: r.info.Holes}
-	if err := s.writeBlock(nil, BlockRestart, rs.append); err != nil {
-		return err
-	}
+	rs := restart{witness: r.scan.witness, end: r.scan.end, holes: r.boundHoles()}
+	s.log.mute = true
 	for _, g := range r.changed {
 		if err := s.writeBlock(g, BlockState, g.segState.append); err != nil {
 			return err
 		}
 	}
+	if err := s.writeBlock(nil, BlockRestart, rs.append); err != nil {
+		return err
+	}
+	s.log.mute = false
 	return nil
 }
 
@@ -286,7 +321,9 @@ func (s *Store) writeBlock(g *Segment, kind BlockKind, build func([]byte) []byte
 			}
 			off += int64(len(b))
 		}
-		s.Complete(lw, nil)
+		if err := s.Complete(lw, nil); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -120,9 +120,7 @@ func (r *rig) write(runs ...*Run) error {
 		done := make(chan error, 1)
 		r.lw.Done = func(_ *blockdev.Write, err error) { done <- err }
 		r.dev.WriteDurable(&r.lw.Write)
-		err := <-done
-		r.store.Complete(r.lw, err)
-		if err != nil {
+		if err := r.store.Complete(r.lw, <-done); err != nil {
 			return err
 		}
 		runs = runs[n:]

@@ -48,8 +48,7 @@ type Run struct {
 	Done func(r *Run, err error)
 	Ctx  any // the owner's
 
-	pos     uint64
-	waiting bool // its write is complete, something before it isn't
+	pos uint64
 }
 
 // Reset makes the run ready for reuse; it keeps the memory of Blocks.
@@ -74,12 +73,11 @@ type LogWrite struct {
 	Bytes int
 
 	start, end uint64
-	done       bool
 	filler     []byte // room for a filler's block, at the end of an extent
 
 	// What Complete found, for the caller to act on without the lock.
 	Moved    []Moved
-	Released []*Run // barrier runs of other writes that are durable now
+	Released []*Run // runs that are done
 }
 
 // Moved says that a segment's SCL moved, or should be told again.
@@ -99,7 +97,7 @@ func (lw *LogWrite) reset() {
 	clear(lw.Moved)
 	clear(lw.Released)
 	lw.Runs, lw.Bufs, lw.Moved, lw.Released = lw.Runs[:0], lw.Bufs[:0], lw.Moved[:0], lw.Released[:0]
-	lw.Bytes, lw.done = 0, false
+	lw.Bytes = 0
 }
 
 // stamp gives the run its place: it writes the run header and every block

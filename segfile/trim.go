@@ -31,9 +31,6 @@ func (s *Store) TrimLog() (int, error) {
 // retireTail takes extents off the log's tail.
 func (s *Store) retireTail() {
 	live := s.log.durable
-	for _, lw := range s.log.flight {
-		live = min(live, lw.start)
-	}
 	for _, g := range s.segs {
 		if g.rootPos == 0 {
 			return // its root is on its way, at a position that isn't known here
