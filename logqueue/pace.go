@@ -33,7 +33,7 @@ func (p *pacer) observe(now time.Time, debt float64, gone uint64) {
 	p.debt = debt
 	if !p.seen.IsZero() {
 		if dt := now.Sub(p.seen).Seconds(); dt > 0 {
-			const weight = 0.2
+			const weight = 0.05 // about two seconds at ten looks a second: log leaves in bursts
 			p.drain = max(minDrain, (1-weight)*p.drain+weight*float64(gone-p.gone)/dt)
 		}
 	}
