@@ -100,7 +100,7 @@ fuzz-smoke: ## every fuzz target for 10 s
 	scripts/fuzz.sh 10s
 
 .PHONY: powercut-smoke
-powercut-smoke: ## a few power cuts and the planted bug, when qemu is there
+powercut-smoke: ## the planted bugs and a few power cuts, when qemu is there
 	$(call step,powercut-smoke: power cuts in a virtual machine)
 	scripts/powercut.sh smoke
 
@@ -117,7 +117,7 @@ crash: ## every property test with CHECKS sequences (default 20000), crashes inc
 	scripts/crash.sh $(CHECKS)
 
 .PHONY: powercut
-powercut: ## CUTS power cuts (default 500) of the real binary on emulated NVMe; SEED=s replays one
+powercut: ## CUTS power cuts (default 500) of the real binary on emulated NVMe; SEED=s repeats a life
 	$(call step,powercut: $(CUTS) cuts)
 	CUTS=$(CUTS) SEED=$(SEED) WORKLOAD=$(WORKLOAD) scripts/powercut.sh campaign
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/redoubt-storage/redoubt"
 	"github.com/redoubt-storage/redoubt/blockdev/devtest"
+	"github.com/redoubt-storage/redoubt/internal/invariant"
 	"github.com/redoubt-storage/redoubt/redo"
 	"github.com/redoubt-storage/redoubt/segfile"
 	"github.com/redoubt-storage/redoubt/slab"
@@ -20,6 +21,15 @@ func fat(rnd *rand.Rand) pageChange {
 	}
 	return c
 }
+
+// stride is how far apart the operations are at which a test acts: every one in
+// the plain build; a checked build, which is many times slower, takes a third.
+var stride = func() int {
+	if invariant.Checked {
+		return 3
+	}
+	return 1
+}()
 
 // half makes a rig with two segments and a quiet one, some pages of which are
 // folded, and more log than one extent behind that.
@@ -61,7 +71,7 @@ func TestACutAtAnyWriteLeavesEitherVersionWhole(t *testing.T) {
 func cutEverywhere(t *testing.T, durability string) {
 	kinds := map[Work]bool{}
 	states := 0
-	for k := 1; ; k++ {
+	for k := 1; ; k += stride {
 		r, tapes := half(t, 7, durability)
 		r.disk.CutAtOp(k)
 		var err error
@@ -157,7 +167,7 @@ func TestReadsAndAppendsInTheMiddleOfARun(t *testing.T) {
 // there is, and then calls judge.
 func during(t *testing.T, seed uint64, act func(*rig, []*tape), judge func(*rig, []*tape)) {
 	t.Helper()
-	for k := 1; ; k++ {
+	for k := 1; ; k += stride {
 		r, tapes := half(t, seed, "")
 		calls := 0
 		r.hook.before = func() {

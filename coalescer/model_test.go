@@ -135,7 +135,7 @@ func (w *tape) batch(b []byte, changes []pageChange) []byte {
 // frame builds a run with one batch of changes.
 func (r *rig) frame(w *tape, changes []pageChange) (*segfile.Run, *slab.Buf) {
 	r.t.Helper()
-	buf, err := r.wide.Get(context.Background())
+	buf, err := r.frames.Get(context.Background())
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func (r *rig) frame(w *tape, changes []pageChange) (*segfile.Run, *slab.Buf) {
 	b := run.Add()
 	b.Seg, b.Kind, b.Off = g, segfile.BlockRedo, segfile.RunHeaderSize
 	at := b.Off + segfile.BlockHeaderSize
-	batch := w.batch(mem[at:at+redoubt.MaxBatchBytes], changes)
+	batch := w.batch(mem[at:], changes)
 	b.Len = len(batch)
 	if b.Head, err = g.CheckBatch(batch); err != nil {
 		r.t.Fatal(err)

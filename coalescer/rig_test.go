@@ -42,6 +42,10 @@ type rig struct {
 
 	mu     sync.Mutex
 	damage []string // as told to Damaged
+
+	reading  sync.Mutex
+	readInto *slab.Buf
+	window   *segfile.Window
 }
 
 // A hookDevice calls before at every operation that the coalescer begins.
@@ -85,6 +89,8 @@ func newRig(t testing.TB, tune func(*rig)) *rig {
 // tests of crashes open thousands of stores.
 type memory struct {
 	small, wide, pages, ahead *slab.Pool
+	frames                    *slab.Pool // what is appended
+	reads                     *slab.Pool // pages that are read
 
 	store *segfile.Store // whose cache may be asked for slabs
 }
@@ -111,8 +117,9 @@ func takeMemory(t testing.TB) *memory {
 		}
 		return p
 	}
-	m.small, m.wide = pool("small", 64<<10, 16), pool("wide", 512<<10, 24)
+	m.small, m.wide = pool("small", 64<<10, 16), pool("wide", 272<<10, 8)
 	m.pages, m.ahead = pool("pages", 1<<20, 1), pool("ahead", 512<<10, 2)
+	m.frames, m.reads = pool("frames", 32<<10, 400), pool("reads", redoubt.PageSize, 1)
 	return m
 }
 
@@ -129,8 +136,10 @@ func (r *rig) release() {
 	m.store = nil
 	r.store.Reclaim(1 << 30)
 	r.log.filler.Drop()
+	r.readInto.Drop()
+	r.window.Close()
 	failed := r.store.Failed() != nil
-	for _, p := range []*slab.Pool{m.small, m.wide, m.pages, m.ahead} {
+	for _, p := range []*slab.Pool{m.small, m.wide, m.pages, m.ahead, m.frames, m.reads} {
 		if p.Free() != p.Cap() {
 			if !failed && !r.t.Failed() {
 				r.t.Errorf("%d slabs of %d bytes are still held", p.Cap()-p.Free(), p.Size())
@@ -158,6 +167,7 @@ func (r *rig) open() error {
 	}
 	r.dev, r.hook, r.store, r.memory.store = dev, &hookDevice{Device: dev}, store, store
 	r.log = &testLog{r: r, filler: r.small.TryGet()}
+	r.readInto, r.window = r.reads.TryGet(), store.NewWindow()
 	r.log.lw = segfile.NewLogWrite(r.log.filler.Bytes()[:512])
 	r.opts.Pages, r.opts.Ahead, r.opts.Damaged = r.pages, r.ahead, r.damaged
 	r.folder, err = NewFolder(context.Background(), store, r.hook, r.log, r.opts)
@@ -331,20 +341,17 @@ func (r *rig) readPage(g *segfile.Segment, page uint32, point redoubt.LSN) ([]by
 }
 
 func (r *rig) buildPage(g *segfile.Segment, p *segfile.PagePlan) ([]byte, error) {
-	buf, err := r.wide.Get(context.Background())
-	if err != nil {
-		return nil, err
-	}
-	defer buf.Drop()
-	base := buf.Bytes()[:redoubt.PageSize]
+	// One slab and one window for all reads: in checked builds each Drop writes
+	// over a slab, and the tests read a hundred thousand pages.
+	r.reading.Lock()
+	defer r.reading.Unlock()
+	base := r.readInto.Bytes()
 	if !p.Zeros() {
 		if err := r.dev.ReadAt(base, r.store.SlotOffset(p.Slot)); err != nil {
 			return nil, err
 		}
 	}
-	w := r.store.NewWindow()
-	defer w.Close()
-	_, sum, err := w.Build(g, p, base)
+	_, sum, err := r.window.Build(g, p, base)
 	if err != nil {
 		return nil, err
 	}

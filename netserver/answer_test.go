@@ -316,3 +316,56 @@ func TestBrokenContracts(t *testing.T) {
 	until(t, "the answer is written", func() bool { return f.srv.Stats().Answers == 1 })
 	mustPanic("a second answer", func() { conn.Reply(1, wire.KindOK, nil) })
 }
+
+// TestMoreAcksThanAFrameHolds: they go out in two.
+func TestMoreAcksThanAFrameHolds(t *testing.T) {
+	const handles = 20000
+	var released atomic.Int32
+	conns := make(chan *Conn, 8)
+	f := start(t, &fake{request: sendPages(conns, &released)}, smallBuffers)
+	c := f.dial()
+	conn := stuck(t, f, c, conns)
+	for h := range uint32(handles) {
+		if _, err := conn.NewHandle(h); err != nil {
+			t.Fatal(err)
+		}
+		conn.Ack(h, redoubt.LSN(h)+1)
+	}
+	var frames []uint32
+	acked := map[uint32]redoubt.LSN{}
+	for len(acked) < handles {
+		h, body := c.recv()
+		if h.Kind != wire.KindAck {
+			continue
+		}
+		frames = append(frames, h.Aux)
+		for i := range int(h.Aux) {
+			a := wire.AckAt(body, i)
+			if acked[a.Handle] != 0 || a.SCL != redoubt.LSN(a.Handle)+1 {
+				t.Fatalf("%+v, before %d", a, acked[a.Handle])
+			}
+			acked[a.Handle] = a.SCL
+		}
+	}
+	if len(frames) != 2 {
+		t.Errorf("frames of %v acks", frames)
+	}
+}
+
+// TestDeadStaysDead: a connection that was cut isn't brought back by what its
+// reader finds last.
+func TestDeadStaysDead(t *testing.T) {
+	f := start(t, &fake{}, nil)
+	f.dial()
+	conn := f.srv.snapshot()[0]
+	if !conn.kill(errCut) || conn.kill(errStopped) {
+		t.Error("the first of two kills is not the first")
+	}
+	conn.endRead(&protocolError{reason: redoubt.ErrInvalid, tell: true})
+	conn.endRead(errStopped)
+	conn.mu.Lock()
+	defer conn.mu.Unlock()
+	if conn.phase != dead || conn.reason != errCut || len(conn.queue) > 0 {
+		t.Errorf("phase %d, reason %v, %d answers queued", conn.phase, conn.reason, len(conn.queue))
+	}
+}

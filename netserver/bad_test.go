@@ -147,6 +147,64 @@ func TestSlowSender(t *testing.T) {
 	until(t, "no slab is held", func() bool { return f.pool.Free() == f.pool.Cap() })
 }
 
+// TestWaitingIsNotSlow: a client whose frame waits for a slab, because all are
+// held, is not to blame.
+func TestWaitingIsNotSlow(t *testing.T) {
+	got := make(chan struct{})
+	f := start(t, &fake{append: func(*Conn, *Frame) { close(got) }}, func(o *Options) {
+		o.Pool = newPool(t, 1)
+		o.FrameTimeout = 40 * time.Millisecond
+	})
+	held := f.pool.TryGet()
+	c := f.dial()
+	app := appendFrame(t, 7, 100, 3000, 0)
+	conn := f.srv.snapshot()[0]
+	c.send(app[:20])
+	until(t, "the clock runs for half a header", func() bool { return conn.partialSince.Load() != 0 })
+	c.send(app[20:])
+	until(t, "the frame waits for a slab", func() bool { return f.pool.Waiting() == 1 })
+	later := f.srv.clock.Load() + int64(10*f.srv.opts.FrameTimeout)
+	until(t, "time passes", func() bool { return f.srv.clock.Load() > later })
+	held.Drop()
+	<-got
+	if s := f.srv.Stats(); s.SlowSenders != 0 || s.SlabWaits != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestParkingYields: a reader that parks its slab while another waits for one
+// gives it up at once.
+func TestParkingYields(t *testing.T) {
+	pool := newPool(t, 1)
+	s := &Server{opts: Options{Pool: pool}}
+	r := &reader{c: &Conn{srv: s}, buf: pool.TryGet()}
+	s.waiting.Add(1)
+	r.park()
+	if pool.Free() != 1 {
+		t.Error("the slab is kept")
+	}
+	if r.unpark(); r.buf != nil {
+		t.Error("the reader believes that it still has it")
+	}
+	if err := pool.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLinger: a client that is still sending when its connection is closed gets
+// to read why, because what it sends is taken until it stops.
+func TestLinger(t *testing.T) {
+	f := start(t, &fake{}, func(o *Options) { o.LingerTimeout = patience })
+	c := f.dial()
+	c.send(make([]byte, 512))
+	junk := make([]byte, 64<<10)
+	for range 100 {
+		c.send(junk) // fails the test if the server has hung up
+	}
+	c.conn.CloseWrite()
+	c.recvEnd()
+}
+
 // TestHello: what a client may say first, and what it is told.
 func TestHello(t *testing.T) {
 	f := start(t, &fake{}, func(o *Options) { o.HelloTimeout = 100 * time.Millisecond })

@@ -232,6 +232,49 @@ func TestWrongAnswerToACall(t *testing.T) {
 	}
 }
 
+// TestSecondAnswer: what answers a request for the second time doesn't pass for
+// the answer to the next one.
+func TestSecondAnswer(t *testing.T) {
+	addr := listenRaw(t, func(n *rawNode) {
+		n.hello()
+		a, _ := n.recv()
+		n.reply(wire.KindDescription, a.Req, &wire.Description{PG: 1})
+		n.recv()
+		n.reply(wire.KindDescription, a.Req, &wire.Description{PG: 1})
+	})
+	c := dial(t, addr, peer.Options{InFlight: 1})
+	if d, err := c.Describe(testContext(t), segID(1)); err != nil || d.PG != 1 {
+		t.Error(d, err)
+	}
+	if _, err := c.Describe(testContext(t), segID(2)); !errors.Is(err, redoubt.ErrClosed) {
+		t.Errorf("the first answer came again: %v", err)
+	}
+}
+
+// TestOldRefusal: an append that was refused is not why the node hung up later.
+func TestOldRefusal(t *testing.T) {
+	addr := listenRaw(t, func(n *rawNode) {
+		n.hello()
+		n.reply(wire.KindError, 3, &wire.Error{Code: wire.CodeFull, Entry: wire.NoEntry, Message: "no space"})
+		h, _ := n.recv()
+		n.reply(wire.KindOK, h.Req, nil)
+	})
+	refused := make(chan string, 1)
+	c := dial(t, addr, peer.Options{OnError: func(req uint64, entry int, err error) {
+		refused <- fmt.Sprintf("request %d, entry %d: %v", req, entry, err)
+	}})
+	if err := c.Ping(testContext(t)); err != nil {
+		t.Error(err)
+	}
+	<-c.Done()
+	if got := <-refused; got != "request 3, entry -1: no space" {
+		t.Error(got)
+	}
+	if err := c.Err(); errors.Is(err, redoubt.ErrFull) {
+		t.Error(err)
+	}
+}
+
 // TestGivingUp: a caller whose context ends gets its memory back at once; the
 // late answer is thrown away and the connection goes on.
 func TestGivingUp(t *testing.T) {

@@ -5,8 +5,8 @@ import (
 	"hash/crc32"
 	"testing"
 
-	"github.com/redoubt-storage/redoubt"
 	klauspost "github.com/klauspost/crc32"
+	"github.com/redoubt-storage/redoubt"
 )
 
 // BenchmarkCRC sets the two implementations of CRC-32C that we may use against

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The power-cut machine: builds the guest, fetches its kernel, runs the rig.
 #
-#   powercut.sh smoke               the planted bugs, then a few cuts: for CI
+#   powercut.sh smoke               the planted bugs, then CUTS cuts (default 3): for CI
 #   powercut.sh campaign            CUTS cuts from SEED on (default 500, random)
 #   powercut.sh replay DIRECTORY    reach the verdict of a failure again
 #
@@ -94,7 +94,7 @@ rig() {
 case $mode in
 smoke)
 	rig -selftest -workload "$workload" ${SEED:+-seed "$SEED"}
-	rig -workload "$workload" -cuts "${CUTS:-4}" ${SEED:+-seed "$SEED"}
+	rig -workload "$workload" -cuts "${CUTS:-3}" ${SEED:+-seed "$SEED"}
 	;;
 campaign)
 	rig -workload "$workload" -cuts "${CUTS:-500}" ${SEED:+-seed "$SEED"}

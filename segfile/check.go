@@ -18,7 +18,18 @@ type Report struct {
 	Pages    int // versions that were read and summed
 	MapPages int
 	Records  int64 // in live batches that were read and summed
+	Gaps     []Gap
 	Damage   []Damage
+}
+
+// A Gap is where a segment lacks records above its SCL and holds later ones. It is
+// no damage: batches of a writer may arrive, and survive a crash, in any order,
+// and SCL, which is all that was ever acknowledged, stays below. Acknowledged
+// records that are lost show as UNKNOWN.
+type Gap struct {
+	Segment  redoubt.SegmentID
+	Above    redoubt.LSN // it lacks records above this one,
+	From, To redoubt.LSN // and what it holds next lies in (From, To]
 }
 
 // Check reads everything that is live in a store that was opened read-only:
@@ -72,10 +83,13 @@ func (s *Store) countMapPages(g *Segment) int {
 	return n
 }
 
-// checkChain reports records that the segment should have and doesn't.
+// checkChain reports gaps, and acknowledged records that the segment can't vouch
+// for.
 func (s *Store) checkChain(g *Segment, rep *Report) {
+	above := g.scl
 	for _, sp := range g.spans {
-		rep.add(g, -1, segErr(g, redoubt.ErrCorrupt, "records above LSN %d and up to %d are missing, though %d to %d are here", g.scl, sp.prev, sp.prev+1, sp.last))
+		rep.Gaps = append(rep.Gaps, Gap{Segment: g.ID, Above: above, From: sp.prev, To: sp.last})
+		above = sp.last
 	}
 	if g.unknown.Reason == Corrupt {
 		rep.add(g, -1, segErr(g, redoubt.ErrCorrupt, "records above LSN %d were acknowledged and may be lost: UNKNOWN", g.unknown.Above))

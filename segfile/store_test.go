@@ -2,6 +2,7 @@ package segfile
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/redoubt-storage/redoubt"
@@ -107,6 +108,33 @@ func TestAGapHoldsSCLBack(t *testing.T) {
 		t.Fatalf("SCL %d after the gap was filled, want 6", i.SCL)
 	}
 	r.wantByte(g, 6, 6, 6, 6)
+}
+
+// A gap above SCL is what a crash with several writes in flight leaves behind. A
+// check tells of it and doesn't call it damage, or it would cry wolf after every
+// power cut.
+func TestAGapIsNoDamage(t *testing.T) {
+	r := newRig(t)
+	g := r.create(1)
+	w := newTape(g)
+	for lsn := redoubt.LSN(1); lsn <= 7; lsn++ {
+		if lsn%3 != 0 {
+			r.must(r.append1(w, lsn, uint32(lsn), byte(lsn)))
+			continue
+		}
+		_, buf := r.run(w, lsn, uint32(lsn), byte(lsn)) // never written
+		buf.Drop()
+	}
+	ro := &rig{t: t, disk: r.disk.Clone(), mode: "fua", small: r.small, wide: r.wide, in: r.in}
+	r.must(ro.open(true))
+	rep, err := ro.store.Check(nil)
+	if err != nil || len(rep.Damage) != 0 {
+		t.Fatalf("check: %v, damage %v", err, rep.Damage)
+	}
+	want := []Gap{{Segment: g.ID, Above: 2, From: 3, To: 5}, {Segment: g.ID, Above: 5, From: 6, To: 7}}
+	if !slices.Equal(rep.Gaps, want) {
+		t.Fatalf("gaps %v, want %v", rep.Gaps, want)
+	}
 }
 
 // A new writer fences the old one and voids what it left behind; the voided

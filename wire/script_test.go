@@ -182,6 +182,10 @@ func build(t *testing.T, d *datadriven.TestData) string {
 	it := Entries(frame[:h.Len], h.Aux)
 	for it.Next() {
 		fmt.Fprintf(&out, "%4d: handle %d, batch of %d\n", it.Off, it.Handle, len(it.Batch))
+		end := it.Off + EntryHeaderSize + len(it.Batch)
+		if gap := frame[end:Padded(end, 8)]; len(bytes.Trim(gap, "\x00")) != 0 {
+			t.Errorf("%s: %x behind the batch", d.Pos, gap)
+		}
 	}
 	if it.Err() != nil {
 		t.Fatal(it.Err())

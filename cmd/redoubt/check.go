@@ -154,6 +154,9 @@ func (r *deviceReport) checkStore(dev *blockdev.Device) error {
 			r.Notes = append(r.Notes, fmt.Sprintf("log positions [%d, %d): torn, never known to be acknowledged", h.From, h.To))
 		}
 	}
+	for _, g := range rep.Gaps {
+		r.Notes = append(r.Notes, fmt.Sprintf("segment %v: a gap above LSN %d: records in (%d, %d] are here, those before them never came or were torn", g.Segment, g.Above, g.From, g.To))
+	}
 	for _, d := range rep.Damage {
 		r.add(d.Offset, d.Segment, d.Err)
 	}

@@ -52,7 +52,8 @@
 // # Planted bugs
 //
 // A machine that finds nothing may be blind. Two workloads acknowledge too early,
-// before the flush and beside it, and a [Disk] can be told to lie: to answer
-// flushes and do nothing. Each must be caught, in every run of the rig. A
-// campaign in which no cut took anything away fails as well.
+// before the flush and beside it, a [Disk] can be told to lie: to answer flushes and
+// do nothing, and the real node can be told to trust a drive's cache. Each must be
+// caught, in every run of the rig. A campaign in which no cut took anything away fails as
+// well, and a long one in which no boot has met what the load is there for.
 package powercut

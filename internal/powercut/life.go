@@ -199,7 +199,7 @@ func (l *Life) cut(ctx context.Context, r *rand.Rand, number, of int) error {
 	}
 	l.images = images
 	for _, s := range l.streams {
-		report.Acked += s.Acked
+		report.Acked += guest.Records(l.opts.Workload, s)
 	}
 	report.Took = time.Since(start)
 	l.report(report)

@@ -73,6 +73,36 @@ func TestCampaignWithoutDamageFails(t *testing.T) {
 	}
 }
 
+// Cuts in a load that never does what should be cut prove nothing either.
+func TestCampaignThatMissesWhatItMustMeetFails(t *testing.T) {
+	c := &Campaign{Must: []string{"torn", "trimmed"}, seen: map[string]uint64{"torn": 3}, cuts: MustCuts - 1, damage: Damage{SectorsLost: 1}}
+	if err := c.proved(); err != nil {
+		t.Errorf("a short campaign need not meet everything: %v", err)
+	}
+	c.cuts = MustCuts
+	if err := c.proved(); err == nil || !strings.Contains(err.Error(), `"trimmed"`) {
+		t.Errorf("nothing was ever trimmed, and the campaign passed: %v", err)
+	}
+	c.seen["trimmed"] = 1
+	if err := c.proved(); err != nil {
+		t.Error(err)
+	}
+}
+
+// The workload of the real binary has a planted bug of its own.
+func TestNodeHasAPlantedTwin(t *testing.T) {
+	plants := Plants(LifeOptions{Workload: "node"})
+	last := plants[len(plants)-1].Life.Workload
+	if len(plants) != 4 || last == "node" {
+		t.Fatalf("plants %v", plants)
+	}
+	for _, p := range plants {
+		if _, err := guest.New(p.Life.Workload); err != nil {
+			t.Errorf("%s: %v", p.Name, err)
+		}
+	}
+}
+
 // What a failure leaves behind is enough to reach the verdict again, every time.
 func TestFailureIsReplayedFromItsDirectory(t *testing.T) {
 	o := fake(t, "runs")

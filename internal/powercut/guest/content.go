@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/redoubt-storage/redoubt"
 	"github.com/redoubt-storage/redoubt/redo"
@@ -28,6 +29,24 @@ const (
 
 // firstLSN is the LSN before the first that a life writes.
 func firstLSN(life int) redoubt.LSN { return redoubt.LSN(life) << lifeBits }
+
+// Records counts the acknowledged records of a workload's stream.
+func Records(workload string, s Stream) uint64 {
+	if !slices.ContainsFunc(nodeVariants, func(v nodeVariant) bool { return v.name == workload }) {
+		return s.Acked
+	}
+	n := uint64(0)
+	for i, start := range s.Lives {
+		last := s.Acked
+		if i+1 < len(s.Lives) {
+			last = min(last, s.Lives[i+1].From-1)
+		}
+		if first := uint64(firstLSN(start.Life)); last > first {
+			n += last - first
+		}
+	}
+	return n
+}
 
 // hotPage spreads the pages that are written over the map pages of a segment.
 func hotPage(i int) uint32 { return uint32(i * (pgPages / hotPages)) }

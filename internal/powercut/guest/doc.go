@@ -29,4 +29,20 @@
 // stream's history: which life wrote from which number on, and how far it was
 // acknowledged; a record of an earlier life that lies beyond where a later one
 // began is stale, and believing it is a loss like any other.
+//
+// # Workloads
+//
+// standin is a log of checksummed records on each raw drive, the smallest program
+// whose promises a power cut can break; planted-early and planted-beside are its
+// wrong twins.
+//
+// node is the redoubt binary. Format runs `redoubt format`. Every other boot runs
+// `redoubt check`, which may find torn writes and gaps but no damage, then `redoubt
+// node`, and reads all that was ever written, as of SCL and as of an older read
+// point. A load opens each segment as a new writer does (fence, truncate), keeps
+// several frames in flight on a connection for each drive, and tells VDL and PGMRPL
+// with them; extents, log and ages are small, so that coalescing, map blocks,
+// roots and trimming all happen meanwhile. A stream is a segment and its numbers are
+// LSNs; see content.go for how LSNs and lives go together. planted-plp is its wrong
+// twin: a node that was told that the drives have power-loss protection.
 package guest

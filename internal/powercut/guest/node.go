@@ -77,17 +77,22 @@ func (n *Node) Format(ctx context.Context, e *Env) error {
 }
 
 // start starts the node with everything tuned to happen soon: a log of a few
-// extents, pages coalesced at the age of a moment.
+// extents, pages coalesced at the age of a moment. In every other life the log's
+// writes are small and many at once, so that a cut finds more of them in flight.
 func (n *Node) start(ctx context.Context, e *Env) (err error) {
-	n.node, err = e.program().startNode(ctx, cmp.Or(e.Listen, nodeAddr),
-		"-devices", strings.Join(e.Paths, ","), "-durability", n.durability, "-memory", "96MiB",
+	args := []string{"-devices", strings.Join(e.Paths, ","), "-durability", n.durability, "-memory", "96MiB",
 		"-log-share", "0.2", "-coalesce-age", "300ms", "-coalesce-run", "16", "-full-timeout", "10m",
-		"-frame-timeout", "10m", "-scrub-pause", "1s", "-log-level", "warn")
+		"-frame-timeout", "10m", "-scrub-pause", "1s"}
+	if (e.Seed+uint64(e.Life))%2 == 0 {
+		args = append(args, "-log-depth", "6", "-log-write-max", "65536", "-log-write-eager", "4096")
+	}
+	n.node, err = e.program().startNode(ctx, cmp.Or(e.Listen, nodeAddr), args...)
 	return err
 }
 
-// Verify checks the devices offline, starts the node, and compares every page of
-// every segment with what it must be as of its SCL.
+// Verify checks the devices offline, starts the node, and compares the pages of
+// every segment with what they must be as of its SCL, and some as of an older read
+// point.
 func (n *Node) Verify(ctx context.Context, e *Env) ([]uint64, error) {
 	torn, _, err := e.program().check(ctx, e.Paths)
 	if err != nil {
@@ -157,7 +162,7 @@ func (g *segment) verify(ctx context.Context, e *Env, conn *peer.Conn) error {
 		r := rand.New(rand.NewPCG(e.Seed, uint64(d.SCL)))
 		point := low + redoubt.LSN(r.Uint64N(uint64(d.SCL-low)))
 		g.image.advance(known, point)
-		if err := g.compare(ctx, e, conn, at.Handle, point, r.Perm(hotPages)[:32]); err != nil {
+		if err := g.compare(ctx, e, conn, at.Handle, point, somePages(r)); err != nil {
 			return err
 		}
 		e.See("older", 1)
@@ -166,7 +171,30 @@ func (g *segment) verify(ctx context.Context, e *Env, conn *peer.Conn) error {
 		return nil
 	}
 	g.image.advance(known, d.SCL)
-	return g.compare(ctx, e, conn, at.Handle, d.SCL, nil)
+	return g.compare(ctx, e, conn, at.Handle, d.SCL, everyPage(e.Seed, d.SCL))
+}
+
+// everyPage lists the pages that are ever written, and a few of those that must
+// still be zero.
+func everyPage(seed uint64, scl redoubt.LSN) []uint32 {
+	var pages []uint32
+	for i := range hotPages {
+		pages = append(pages, hotPage(i))
+	}
+	r := rand.New(rand.NewPCG(seed, uint64(scl)))
+	for range 32 {
+		pages = append(pages, uint32(r.IntN(pgPages)))
+	}
+	return pages
+}
+
+// somePages lists a few of the pages that are written.
+func somePages(r *rand.Rand) []uint32 {
+	var pages []uint32
+	for _, i := range r.Perm(hotPages)[:32] {
+		pages = append(pages, hotPage(i))
+	}
+	return pages
 }
 
 // see counts what the cut has met, so that a campaign can tell what it has proved.
@@ -183,15 +211,8 @@ func (g *segment) see(e *Env) {
 }
 
 // compare reads pages as of a point and compares them with the image, which stands
-// there: the given ones of those that are written, or all that there are.
-func (g *segment) compare(ctx context.Context, e *Env, conn *peer.Conn, handle uint32, point redoubt.LSN, some []int) error {
-	var pages []uint32
-	for _, i := range some {
-		pages = append(pages, hotPage(i))
-	}
-	for i := 0; some == nil && i < pgPages; i++ {
-		pages = append(pages, uint32(i))
-	}
+// there.
+func (g *segment) compare(ctx context.Context, e *Env, conn *peer.Conn, handle uint32, point redoubt.LSN, pages []uint32) error {
 	most := int(conn.Welcome().MaxPages)
 	buf := make([]byte, most*redoubt.PageSize)
 	for len(pages) > 0 {

@@ -319,12 +319,13 @@ func TestConversations(t *testing.T) {
 func TestMessagesSurviveTheLine(t *testing.T) {
 	for _, m := range []Message{
 		{Verb: Ready}, {Verb: Verified}, {Verb: Full}, {Verb: Ack, Stream: 3, N: 1 << 63}, {Verb: Have, N: 1}, {Verb: Lost, Text: "a b"}, {Verb: Broken},
+		{Verb: Seen, Text: "torn", N: 7},
 	} {
 		if got, err := ParseMessage(m.String() + "\r\n"); err != nil || got != m {
 			t.Errorf("%q: %+v, %v", m, got, err)
 		}
 	}
-	for _, bad := range []string{"", "ack", "ack 1", "ack 1 -1", "ack 70000 1", "ack 1 1 1", "readyy", "ready 1", "have x 1"} {
+	for _, bad := range []string{"", "ack", "ack 1", "ack 1 -1", "ack 70000 1", "ack 1 1 1", "readyy", "ready 1", "have x 1", "seen", "seen torn", "seen  1", "seen torn -1"} {
 		if m, err := ParseMessage(bad); err == nil {
 			t.Errorf("%q passed as %+v", bad, m)
 		}
