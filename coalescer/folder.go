@@ -295,13 +295,15 @@ func (f *Folder) foldUpto(s *segment, now time.Time, upto redoubt.LSN) (Did, err
 // Flush asks for everything to be folded that may be now. Pass then does that
 // and nothing else first, at full speed, until Flushed.
 func (f *Folder) Flush(now time.Time) error {
+	for _, s := range f.known {
+		s.folding = rest{}
+	}
 	if err := f.survey(now, f.store.Usage().Debt()); err != nil {
 		return err
 	}
 	f.flushing = true
 	for _, s := range f.order {
 		s.flush = s.backlog.Target
-		s.folding = rest{}
 	}
 	return nil
 }

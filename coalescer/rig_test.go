@@ -48,9 +48,11 @@ type rig struct {
 	window   *segfile.Window
 }
 
-// A hookDevice calls before at every operation that the coalescer begins.
+// A hookDevice calls before at every operation that the coalescer begins, and
+// sees to it that nothing is written to an extent that nobody has.
 type hookDevice struct {
 	*blockdev.Device
+	t      testing.TB
 	before func()
 }
 
@@ -64,6 +66,9 @@ func (d *hookDevice) Read(r *blockdev.Read) {
 func (d *hookDevice) WriteDurable(w *blockdev.Write) {
 	if d.before != nil {
 		d.before()
+	}
+	if e := d.Extents()[(w.Off-d.Offset(0))/rigExtent]; e.Role != blockdev.RolePages {
+		d.t.Errorf("pages are written to extent %d, which is %v", e.Index, e.Role)
 	}
 	d.Device.WriteDurable(w)
 }
@@ -165,7 +170,7 @@ func (r *rig) open() error {
 	if err != nil {
 		return err
 	}
-	r.dev, r.hook, r.store, r.memory.store = dev, &hookDevice{Device: dev}, store, store
+	r.dev, r.hook, r.store, r.memory.store = dev, &hookDevice{Device: dev, t: r.t}, store, store
 	r.log = &testLog{r: r, filler: r.small.TryGet()}
 	r.readInto, r.window = r.reads.TryGet(), store.NewWindow()
 	r.log.lw = segfile.NewLogWrite(r.log.filler.Bytes()[:512])

@@ -80,7 +80,7 @@ func (q *Queue) awaitRoom(n int64) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var deadline time.Time
-	for q.closed == nil {
+	for q.endedLocked() == nil {
 		full := q.store.Room(q.opts.ReserveExtents)-q.bytes < n
 		if !full && (q.bytes+n <= q.opts.MaxQueueBytes || q.bytes == 0) {
 			return nil
@@ -100,7 +100,7 @@ func (q *Queue) awaitRoom(n int64) error {
 		}
 		q.room.Wait()
 	}
-	return q.closed
+	return q.endedLocked()
 }
 
 // Tick is to be called a few times a second. It keeps the pacer informed and

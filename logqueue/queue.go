@@ -108,6 +108,7 @@ type Queue struct {
 	urgent   int   // pending runs of the node's own
 	inflight int
 	free     []*segfile.LogWrite
+	closing  bool // no append is taken any more
 	closed   error
 
 	want  chan struct{} // the extender should look
@@ -147,11 +148,12 @@ func New(store *segfile.Store, dev Device, fillers [][]byte, opts Options) (*Que
 // when what is left is durable. An error means that the run was not taken at
 // all and Done is not called.
 func (q *Queue) Append(r *segfile.Run, told func(i int) (vdl, floor redoubt.LSN)) error {
+	q.store.Hear(r, told)
 	if err := q.throttle(int64(len(r.Bytes))); err != nil {
 		return err
 	}
 	q.mu.Lock()
-	if err := q.closed; err != nil {
+	if err := q.endedLocked(); err != nil {
 		q.mu.Unlock()
 		return err
 	}
@@ -333,12 +335,13 @@ func (q *Queue) Stats() Stats {
 // the coalescer can make.
 func (q *Queue) Close() error {
 	q.mu.Lock()
-	for q.closed == nil && (len(q.pending) > 0 || q.inflight > 0) {
-		q.room.Wait()
-	}
+	q.closing = true // or an append could get in behind the seal, and wait for ever
+	q.room.Broadcast()
+	q.drainLocked()
 	q.mu.Unlock()
 	err := q.Seal()
 	q.mu.Lock()
+	q.drainLocked()
 	if q.closed != nil && err == nil {
 		err = q.closed
 	}
@@ -353,6 +356,21 @@ func (q *Queue) Close() error {
 	close(q.want)
 	<-q.done
 	return err
+}
+
+// drainLocked waits until nothing is queued or in flight. It lets go of mu.
+func (q *Queue) drainLocked() {
+	for q.closed == nil && (len(q.pending) > 0 || q.inflight > 0) {
+		q.room.Wait()
+	}
+}
+
+// endedLocked returns why no append is taken any more, or nil.
+func (q *Queue) endedLocked() error {
+	if q.closed == nil && q.closing {
+		return fmt.Errorf("logqueue: %w", redoubt.ErrClosed)
+	}
+	return q.closed
 }
 
 // Drain waits until nothing is queued or in flight, or ctx is done.

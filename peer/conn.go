@@ -69,6 +69,7 @@ type Conn struct {
 
 	// Requests on their way out.
 	writing bool
+	corked  bool   // the reader goroutine is busy, and flushes before it waits
 	queue   []byte // frames, each padded, written next
 	spare   []byte
 }
@@ -298,16 +299,33 @@ func (c *Conn) post(kind wire.Kind, req uint64, m wire.Appender) {
 	c.queue = wire.Pad(wire.AppendFrame(c.queue, kind, 0, req, m), int(c.welcome.Align))
 }
 
+// cork keeps back what is posted from here on, uncork sends it.
+func (c *Conn) cork() {
+	c.mu.Lock()
+	c.corked = true
+	c.mu.Unlock()
+}
+
+func (c *Conn) uncork() {
+	c.mu.Lock()
+	c.corked = false
+	waiting := len(c.queue) > 0
+	c.mu.Unlock()
+	if waiting {
+		c.flush()
+	}
+}
+
 // flush writes what is posted, unless somebody is at it, who then writes this
 // too. A failure reaches the requests through the reader goroutine.
 func (c *Conn) flush() {
 	c.mu.Lock()
-	if c.writing {
+	if c.writing || c.corked {
 		c.mu.Unlock()
 		return
 	}
 	c.writing = true
-	for len(c.queue) > 0 && c.down == nil {
+	for len(c.queue) > 0 && !c.corked && c.down == nil {
 		out := c.queue
 		c.queue, c.spare = c.spare[:0], nil
 		c.mu.Unlock()

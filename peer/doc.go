@@ -12,11 +12,12 @@
 //
 // One goroutine, the reader, runs every callback, one after the other: it must
 // not wait for an answer of the same connection (a plain call, Close), or it
-// waits for itself. It may call Append and Read.
+// waits for itself. It may call Append and Read. A callback is short: what
+// others ask for meanwhile is kept back until it returns.
 //
-// No goroutine writes. A request is written by whoever makes it; while one
-// write is under way, further requests gather and go out together, written by
-// the same goroutine. Append writes its frame itself, so it blocks when TCP
+// No goroutine is there to write. A request is written by whoever makes it; what
+// is asked for while a write is under way goes out with the next one, and what
+// is asked for while the reader is busy, before it waits again. Append writes its frame itself, so it blocks when TCP
 // pushes back: the node has no memory for more. One goroutine sends appends, or
 // their order is nobody's.
 //

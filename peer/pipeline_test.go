@@ -110,6 +110,46 @@ func TestReadFromCallback(t *testing.T) {
 	}
 }
 
+// TestAnswersReadTogether lead to requests that are written together: eight
+// answers that arrive at once, each of which asks for more.
+func TestAnswersReadTogether(t *testing.T) {
+	const n = 8
+	got := make(chan int, 1)
+	addr := listenRaw(t, func(node *rawNode) {
+		node.hello()
+		var answers []byte
+		for range n {
+			h, _ := node.recv()
+			answers = wire.AppendFrame(answers, wire.KindError, 0, h.Req, &wire.Error{Code: wire.CodeBusy, Entry: wire.NoEntry})
+		}
+		node.send(answers)
+		k, err := node.conn.Read(make([]byte, 2*n*wire.HelloAlign))
+		if err != nil {
+			t.Error(err)
+		}
+		got <- k
+	})
+	c := dial(t, addr, peer.Options{})
+	for range n {
+		again := true
+		r := &peer.ReadRequest{Pages: []uint32{1}, Buf: make([]byte, redoubt.PageSize)}
+		r.Done = func(r *peer.ReadRequest, err error) {
+			if again {
+				again = false
+				if err := c.Read(r); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if err := c.Read(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if k := <-got; k != n*wire.HelloAlign {
+		t.Errorf("the first read of the node returned %d bytes, want all %d requests", k, n)
+	}
+}
+
 // TestLongAnswer: one that is larger than the reader's buffer.
 func TestLongAnswer(t *testing.T) {
 	records := make([]wire.Held, 30000)
@@ -235,31 +275,38 @@ func TestNoAllocations(t *testing.T) {
 }
 
 // BenchmarkRead keeps 64 reads of one page in flight: what sockets and framing
-// cost for 16 KiB, both sides included, with and without the page sums.
+// cost for 16 KiB, both sides included, with and without the page sums. Each
+// answer asks for the next page.
 func BenchmarkRead(b *testing.B) {
-	for name, vol := range map[string]redoubt.VolumeID{"unchecked": {}, "checked": volID(1)} {
-		b.Run(name, func(b *testing.B) {
+	for _, bc := range []struct {
+		name string
+		vol  redoubt.VolumeID
+	}{{"unchecked", redoubt.VolumeID{}}, {"checked", volID(1)}} {
+		b.Run(bc.name, func(b *testing.B) {
 			const depth = 64
 			c := startQuick(b, 1, peer.Options{})
-			free := make(chan *peer.ReadRequest, depth)
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			ended := make(chan struct{}, depth)
+			next := func(r *peer.ReadRequest) {
+				if left.Add(-1) < 0 || c.Read(r) != nil {
+					ended <- struct{}{}
+				}
+			}
+			b.SetBytes(redoubt.PageSize)
+			b.ReportAllocs()
+			b.ResetTimer()
 			for range depth {
-				free <- &peer.ReadRequest{Pages: []uint32{0}, Buf: make([]byte, redoubt.PageSize), Volume: vol, PGPages: 1024,
+				next(&peer.ReadRequest{Pages: []uint32{0}, Buf: make([]byte, redoubt.PageSize), Volume: bc.vol, PGPages: 1024,
 					Done: func(r *peer.ReadRequest, err error) {
 						if err != nil || r.Descs[0].Code != wire.CodeOK {
 							b.Error(err, r.Descs)
 						}
-						free <- r
-					}}
-			}
-			b.SetBytes(redoubt.PageSize)
-			b.ReportAllocs()
-			for b.Loop() {
-				if err := c.Read(<-free); err != nil {
-					b.Fatal(err)
-				}
+						next(r)
+					}})
 			}
 			for range depth {
-				<-free
+				<-ended
 			}
 		})
 	}

@@ -16,7 +16,8 @@ import (
 // caller wants the pages.
 type reader struct {
 	tcp   *net.TCPConn
-	limit int // of a frame other than PAGES, bytes
+	c     *Conn // to be told when reading waits; nil until the connection is open
+	limit int   // of a frame other than PAGES, bytes
 	buf   []byte
 	r, w  int // what is not yet consumed: buf[r:w]
 
@@ -45,7 +46,7 @@ func (r *reader) fill(n int) ([]byte, error) {
 		r.r, r.buf = 0, to
 	}
 	for r.w < r.r+n {
-		k, err := r.tcp.Read(r.buf[r.w:])
+		k, err := r.read(r.buf[r.w:])
 		r.w += k
 		if err == io.EOF && (r.w > r.r || n > wire.HeaderSize) {
 			err = io.ErrUnexpectedEOF
@@ -99,11 +100,29 @@ func (r *reader) body(h wire.Header, n int) ([]byte, error) {
 func (r *reader) copyTo(dst []byte) error {
 	n := copy(dst, r.buf[r.r:r.w])
 	r.r += n
-	_, err := io.ReadFull(r.tcp, dst[n:])
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
+	for n < len(dst) {
+		k, err := r.read(dst[n:])
+		if n += k; err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
+}
+
+// read is the only place where the reader goroutine waits for the node, so what
+// its callbacks have asked for is sent before and not while they run: the
+// answers of one read lead to one write.
+func (r *reader) read(b []byte) (int, error) {
+	if r.c == nil {
+		return r.tcp.Read(b)
+	}
+	r.c.uncork()
+	n, err := r.tcp.Read(b)
+	r.c.cork()
+	return n, err
 }
 
 // skip consumes n bytes.
@@ -122,6 +141,7 @@ func (r *reader) skip(n int) error {
 // run is the reader goroutine.
 func (c *Conn) run() {
 	c.in.limit = int(c.welcome.MaxFrame)
+	c.in.c = c
 	err := c.receive()
 	c.tcp.Close()
 	c.mu.Lock()

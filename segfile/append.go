@@ -7,6 +7,18 @@ import (
 	"github.com/redoubt-storage/redoubt/blockdev"
 )
 
+// Hear takes VDL and PGMRPL from a run that is about to wait for room: they may
+// be what room depends on. Blocks that Admit would refuse say nothing.
+func (s *Store) Hear(r *Run, told func(i int) (vdl, floor redoubt.LSN)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range r.Blocks {
+		if b := &r.Blocks[i]; b.Kind == BlockRedo && s.admit(b) == nil {
+			b.Seg.told(told(i))
+		}
+	}
+}
+
 // Admit decides on every redo block of a run that came off the wire: a batch
 // that is fenced, or not the segment's business, is made void and its Err set;
 // so is one that the segment has already (without an Err: it is acknowledged
@@ -138,11 +150,7 @@ func (s *Store) landRun(lw *LogWrite, r *Run) {
 		pos := r.pos + uint64(b.Off) + BlockHeaderSize
 		if b.Kind == BlockRedo && !b.Seg.deleted {
 			redoBlocks = true
-			before := b.Seg.blocks.len()
-			b.Seg.hold(b.Head, pos)
-			if b.Seg.blocks.len() > before {
-				s.records += weight(b.Head.Count)
-			}
+			s.records += b.Seg.hold(b.Head, pos)
 		}
 		if b.Kind == BlockRedo || b.Kind == BlockVoid {
 			lw.Moved = append(lw.Moved, Moved{b.Seg, b.Seg.scl})

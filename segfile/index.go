@@ -70,6 +70,11 @@ type blockRef struct {
 // have absolute numbers that do not change while they are in the list, except
 // that one which fills a gap moves those behind it, none of which is indexed
 // yet.
+//
+// Above SCL no block contains another. A writer that sends its log again may cut
+// it otherwise, so that a batch arrives which contains one that waits behind a
+// gap: in the order of last that one would be indexed first, and what comes
+// before it in the larger one passed over.
 type blockList struct {
 	refs []blockRef
 	head int    // refs[head] is the oldest
@@ -113,6 +118,40 @@ func (b *blockList) insert(r blockRef) {
 	if i+1 < len(b.refs) || i > b.head && b.refs[i-1].pos > r.pos {
 		b.disorder = true
 	}
+}
+
+// contains reports whether one block holds everything from first to last, which
+// is above SCL. Since none there contains another, those behind the first with
+// such a last begin later.
+func (b *blockList) contains(first, last redoubt.LSN) bool {
+	i := b.find(last)
+	return i < b.end() && b.at(i).first <= first
+}
+
+// dropContained removes the blocks above SCL that lie within first to last.
+func (b *blockList) dropContained(first, last, scl redoubt.LSN, each func(*blockRef)) {
+	end := int(b.find(last+1) - b.base)
+	i := end
+	for i > b.head && b.refs[i-1].last > scl && b.refs[i-1].first >= first {
+		i--
+		each(&b.refs[i])
+	}
+	b.refs = append(b.refs[:i], b.refs[end:]...)
+}
+
+// withoutContained drops the blocks that lie within others; refs ascend by last
+// and then descend by first, the newest of the same last.
+func withoutContained(refs []blockRef) []blockRef {
+	kept := len(refs)
+	first := redoubt.MaxLSN // of those kept; they end no earlier
+	for i := len(refs) - 1; i >= 0; i-- {
+		if refs[i].first < first {
+			first = refs[i].first
+			kept--
+			refs[kept] = refs[i]
+		}
+	}
+	return refs[kept:]
 }
 
 // find returns the absolute number of the first block whose last LSN is at or

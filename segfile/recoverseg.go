@@ -155,11 +155,12 @@ func (r *recoverer) loadBlocks(g *Segment, ts *tagState) error {
 		g.blocks.refs = append(g.blocks.refs, b.blockRef)
 	}
 	refs := g.blocks.refs
+	// A batch that was sent, or moved, twice is there twice; the newer place
+	// counts: it comes last. What was sent again as part of another isn't needed.
 	slices.SortFunc(refs, func(a, b blockRef) int {
-		return cmp.Or(cmp.Compare(a.last, b.last), cmp.Compare(a.first, b.first), cmp.Compare(b.pos, a.pos))
+		return cmp.Or(cmp.Compare(a.last, b.last), cmp.Compare(b.first, a.first), cmp.Compare(a.pos, b.pos))
 	})
-	// A batch that was sent, or moved, twice is there twice; the newer place counts.
-	refs = slices.CompactFunc(refs, func(a, b blockRef) bool { return a.last == b.last && a.first == b.first })
+	refs = withoutContained(refs)
 	g.blocks.refs, g.blocks.disorder = refs, true
 	for _, b := range refs {
 		g.logSize += int64(b.len)

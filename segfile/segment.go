@@ -165,20 +165,29 @@ func (g *Segment) voids(h redo.Header) (keep redoubt.LSN, all bool) {
 	return keep, false
 }
 
-// hold adds a durable block to the segment's list. It reports whether SCL moved.
-func (g *Segment) hold(h redo.Header, pos uint64) bool {
+// hold adds a durable block to the segment's list, in the place of those above
+// SCL that it contains. It returns by how much the list weighs more.
+func (g *Segment) hold(h redo.Header, pos uint64) (more int64) {
 	keep, void := g.voids(h)
 	if void || keep <= g.scl || keep <= g.coalesced {
-		return false
+		return 0
 	}
 	if keep < h.Last {
 		// Only a truncation that overtook the batch leads here. Its records up
 		// to keep are not acknowledged, and the writer sends them no more.
-		return false
+		return 0
 	}
+	if g.blocks.contains(h.First, h.Last) {
+		return 0
+	}
+	g.blocks.dropContained(h.First, h.Last, g.scl, func(r *blockRef) {
+		g.logSize -= int64(r.len)
+		more -= weight(int(r.count))
+	})
 	g.blocks.insert(blockRef{first: h.First, last: h.Last, prev: h.Prev, epoch: h.Epoch, pos: pos, len: uint32(h.Len), count: uint32(h.Count)})
 	g.logSize += int64(h.Len)
-	return g.link(h.Prev, h.Last)
+	g.link(h.Prev, h.Last)
+	return more + weight(h.Count)
 }
 
 // dropBlocks lets go of blocks that nobody needs.

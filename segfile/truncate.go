@@ -150,7 +150,7 @@ func (s *Store) applyTruncation(g *Segment, t redoubt.Truncation, cuts []cut) {
 		kept = append(kept, r)
 	}
 	b.refs = kept
-	slices.SortFunc(b.refs[b.head:], func(x, y blockRef) int { return compareLSN(x.last, y.last) })
+	slices.SortStableFunc(b.refs[b.head:], func(x, y blockRef) int { return compareLSN(x.last, y.last) })
 	b.disorder = true
 	s.dropIndex(g, t.From)
 	g.relink()

@@ -20,6 +20,7 @@ type boot struct {
 	found    [][]byte // the images that it was booted on
 	have     []uint64 // by stream, as the guest found it
 	verified bool
+	moved    time.Time // when something was last acknowledged in the load
 }
 
 // boot starts a machine on what the cut before has left.
@@ -89,8 +90,14 @@ func (b *boot) load() error {
 		return err
 	case reached:
 		b.begin()
-		if _, err := b.until(b.life.opts.LoadTime, guest.Full); err != nil {
+		full, err := b.until(b.life.opts.LoadTime, guest.Full)
+		if err != nil {
 			return err
+		}
+		// A slow load is cut where it is; one that stands still is a bug that a
+		// cut would hide.
+		if still := time.Since(b.moved); !full && !b.off() && still > b.life.opts.LoadTime/2 {
+			return b.failure(false, fmt.Sprintf("the load stands still: nothing acknowledged for %v", still.Round(time.Second)))
 		}
 	case !b.off():
 		return b.failure(false, fmt.Sprintf("no recovery within %v", b.life.opts.BootTime))
@@ -109,6 +116,7 @@ func (b *boot) begin() {
 		l.streams[i].Begin(l.life, n)
 		l.streams[i].Acked = max(l.streams[i].Acked, n) // found, hence durable
 	}
+	b.moved = time.Now()
 	b.machine.Go()
 }
 
@@ -150,6 +158,7 @@ func (b *boot) hear(m guest.Message) error {
 		}
 		s := &b.life.streams[m.Stream]
 		s.Acked = max(s.Acked, m.N)
+		b.moved = time.Now()
 	case guest.Lost:
 		return b.failure(true, m.Text)
 	case guest.Broken:

@@ -72,6 +72,12 @@ func fakeEmulator(how string, args []string) error {
 	if how == "hangs" {
 		select {}
 	}
+	if how == "stalls" && c.Phase == guest.PhaseLoad {
+		if err := l.Say(guest.Message{Verb: guest.Verified}); err != nil {
+			return err
+		}
+		select {}
+	}
 	e.Config = c
 	e.Open = func(path string) (guest.Medium, error) { return drives[path], nil }
 	if err := guest.Run(context.Background(), l, e); err != nil {

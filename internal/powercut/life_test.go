@@ -156,6 +156,16 @@ func TestTroubleWithTheEmulatorIsNoVerdict(t *testing.T) {
 	}
 }
 
+// A cut must not hide a load that never moves.
+func TestLoadThatStandsStillIsAFailure(t *testing.T) {
+	o := fake(t, "stalls")
+	o.LoadTime = 200 * time.Millisecond
+	c := &Campaign{Life: o, Seed: 1, Cuts: 1, Out: new(bytes.Buffer)}
+	if err := c.Run(context.Background()); errors.Is(err, guest.ErrLost) || err == nil || !strings.Contains(err.Error(), "stands still") {
+		t.Errorf("a load that stands still: %v", err)
+	}
+}
+
 func TestMissingEmulatorIsAnError(t *testing.T) {
 	if _, err := Format(context.Background(), LifeOptions{Machine: MachineOptions{QEMU: "/does/not/exist"}}); err == nil {
 		t.Error("formatted on a machine that is not there")

@@ -119,6 +119,11 @@ func (m *Machine) boot(ctx context.Context, o MachineOptions, disks []*Disk, c g
 	return nil
 }
 
+// cmdline is the kernel's. It must not test its timer: on a busy host an emulated
+// one fails the test, and the kernel gives up before it has begun. Nor may it lose
+// patience with a drive that such a host keeps waiting.
+const cmdline = "console=ttyS0 quiet panic=-1 no_timer_check nvme_core.io_timeout=600 nvme_core.admin_timeout=600"
+
 // args is QEMU's command line.
 func (o MachineOptions) args(dir string, disks int) []string {
 	accel := cmp.Or(o.Accel, "tcg,thread=multi")
@@ -130,7 +135,7 @@ func (o MachineOptions) args(dir string, disks int) []string {
 	args := []string{
 		"-accel", accel, "-cpu", "max", "-m", strconv.Itoa(cmp.Or(o.MemoryMiB, 512)) + "M", "-smp", "2",
 		"-nodefaults", "-display", "none", "-no-reboot", "-net", "none",
-		"-kernel", o.Kernel, "-initrd", o.Initrd, "-append", "console=ttyS0 quiet panic=-1",
+		"-kernel", o.Kernel, "-initrd", o.Initrd, "-append", cmdline,
 		"-serial", "stdio",
 		"-chardev", "socket,id=line,path=" + filepath.Join(dir, "line"), "-serial", "chardev:line",
 	}

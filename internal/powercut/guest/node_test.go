@@ -12,7 +12,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/redoubt-storage/redoubt"
 	"github.com/redoubt-storage/redoubt/redo"
@@ -118,6 +120,9 @@ func (h *nodeHost) live(records uint64) {
 			kill()
 		}
 	}
+	// A node that stands still tells where, and its end fails the load.
+	watchdog := time.AfterFunc(time.Minute, func() { w.node.cmd.Process.Signal(syscall.SIGQUIT) })
+	defer watchdog.Stop()
 	if err := w.Load(ctx, e, have); err != nil && ctx.Err() == nil {
 		h.t.Fatalf("life %d: %v", e.Life, err)
 	}
