@@ -42,15 +42,16 @@ func toldVDL(all []survivor) redoubt.LSN {
 
 // recoveryPoint computes VCL and VDL of a volume of one copy. LSNs are dense, so
 // VCL is reached where the first one is missing that no segment holds at or
-// below its SCL; only the range of the newest truncation is jumped over, and
-// what still stands in it on a segment that wasn't told is void.
+// below its SCL; only the range of the newest truncation is jumped over. (What
+// may still stand in it, on a segment that wasn't told, ends the walk: then the
+// writer who truncated never came to write.)
 func recoveryPoint(all []survivor) (vcl, vdl redoubt.LSN) {
 	t := newestTruncation(all)
 	vdl = toldVDL(all)
 	var held []wire.Held
 	for i := range all {
 		for _, h := range all[i].held {
-			if h.LSN > vdl && h.LSN <= all[i].desc.SCL && (h.LSN <= t.From || h.LSN > t.To) {
+			if h.LSN > vdl && h.LSN <= all[i].desc.SCL {
 				held = append(held, h)
 			}
 		}

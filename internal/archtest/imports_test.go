@@ -110,7 +110,7 @@ func checkDependencies(files []*source, list []dependency) []string {
 		for imp, pos := range s.imports() {
 			_, ours := ownPath(imp)
 			domain, _, _ := strings.Cut(imp, "/")
-			if ours || !strings.Contains(domain, ".") || slices.Contains(buildTags(s), "tools") {
+			if ours || !strings.Contains(domain, ".") {
 				continue
 			}
 			if why := unwelcome(s, imp, list); why != "" {
