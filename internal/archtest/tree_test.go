@@ -57,7 +57,7 @@ func load(root fs.FS) ([]*source, error) {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && p != "." && ignoredDir(d.Name()):
+		case d.IsDir() && p != "." && (ignoredDir(d.Name()) || otherModule(root, p)):
 			return fs.SkipDir
 		case d.IsDir() || !strings.HasSuffix(p, ".go"):
 			return nil
@@ -76,6 +76,13 @@ func load(root fs.FS) ([]*source, error) {
 // two that hold what was built or formatted.
 func ignoredDir(name string) bool {
 	return name[0] == '.' || name[0] == '_' || name == "testdata" || name == "bin" || name == "data"
+}
+
+// otherModule tells a module of its own inside ours: what it imports is its
+// business, and none of it gets into our program.
+func otherModule(root fs.FS, dir string) bool {
+	_, err := fs.Stat(root, dir+"/go.mod")
+	return err == nil
 }
 
 func parse(root fs.FS, p string) (*source, error) {

@@ -43,7 +43,7 @@ type segmentLog struct {
 }
 
 // maxFlight bounds a segment's batches without an ack.
-const maxFlight = 8
+const maxFlight = 6
 
 // Load writes to all segments until the power goes. It returns nil when a life has
 // used up its LSNs.
@@ -215,7 +215,7 @@ func (w *writer) frame(req uint64) (frame []byte, full bool) {
 	return fb.Finish(req), false
 }
 
-const maxBatchRecords = 200
+const maxBatchRecords = 120
 
 // batch builds the segment's next batch in room and gives its length.
 func (w *writer) batch(l *segmentLog, room []byte) int {
@@ -248,7 +248,7 @@ func (w *writer) batch(l *segmentLog, room []byte) int {
 func (w *writer) told(l *segmentLog) (vdl, floor redoubt.LSN) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if behind := redoubt.LSN(w.r.IntN(400)); l.acked > l.floor+behind {
+	if behind := redoubt.LSN(w.r.IntN(200)); l.acked > l.floor+behind {
 		l.floor = l.acked - behind
 	}
 	return l.acked, l.floor
