@@ -66,6 +66,10 @@ type AppendOptions struct {
 	// Interval is the grain of AppendResult.Minutes. Default 1 min.
 	Interval time.Duration
 
+	// HoldLog tells the node neither VDL nor PGMRPL, so that nothing is coalesced
+	// and all of the log stays. Keep leaves the segments there.
+	HoldLog, Keep bool
+
 	// Progress is told how it goes. Default nobody.
 	Progress *Progress
 }
@@ -186,7 +190,11 @@ func RunAppend(ctx context.Context, o AppendOptions) (res AppendResult, err erro
 	if err != nil {
 		return res, err
 	}
-	defer func() { err = errors.Join(err, deleteTargets(ctx, conns[0], targets)) }()
+	defer func() {
+		if !o.Keep {
+			err = errors.Join(err, deleteTargets(ctx, conns[0], targets))
+		}
+	}()
 	l.deal(conns, targets)
 	m, err := startMeter(ctx, o.Node, o.NodeHTTP)
 	if err != nil {

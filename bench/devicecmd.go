@@ -44,7 +44,7 @@ func DeviceCmd(ctx context.Context, args []string, stdout, stderr io.Writer) err
 	}
 	paths := pathList(*devices)
 	if len(paths) == 0 {
-		return errors.New("bench: device: name the devices: -devices PATH,PATH,...")
+		return errors.New("bench: device: name the devices with -devices PATH,PATH and so on")
 	}
 	if o.Op != OpRead {
 		if err := guard(paths, *force); err != nil {

@@ -79,7 +79,11 @@ func (f *feed) build(fb *wire.AppendBuilder, rb *redo.Builder, now time.Duration
 	f.free -= n
 	f.begun += uint64(n)
 	f.flight.push(flight{last: f.last, sends: n, at: now})
-	fb.Commit(f.target.handle, len(rb.Finish()), f.scl, f.scl)
+	vdl := f.scl
+	if o.HoldLog {
+		vdl = 0
+	}
+	fb.Commit(f.target.handle, len(rb.Finish()), vdl, vdl)
 	return true
 }
 

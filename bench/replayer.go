@@ -37,7 +37,6 @@ type replayer struct {
 	err     error // why it can't go on
 	awayFor time.Time
 	retries int
-	stopped bool
 	sent    uint64 // records
 	bytes   uint64
 	elapsed time.Duration

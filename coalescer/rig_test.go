@@ -316,6 +316,16 @@ func (r *rig) settle(idle time.Duration) (runs []Did) {
 	return runs
 }
 
+// passFor calls the folder, and lets the clock go on, for a while.
+func (r *rig) passFor(d time.Duration) {
+	r.t.Helper()
+	for end := r.now.Add(d); r.now.Before(end); {
+		if did := r.pass(); did.Next.After(r.now) {
+			r.now = did.Next
+		}
+	}
+}
+
 // flush folds everything that may be.
 func (r *rig) flush() error {
 	r.t.Helper()

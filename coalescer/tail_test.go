@@ -291,12 +291,12 @@ func TestARefusedMapBlockGivesItsSlotsBack(t *testing.T) {
 		refusals++
 		return redoubt.ErrBusy
 	}
-	r.settle(10 * time.Minute)
+	r.passFor(10 * time.Minute)
 	if refusals < 10 {
 		t.Fatalf("only %d refusals", refusals)
 	}
 	free := r.store.Usage().FreeExtents
-	r.settle(10 * time.Minute)
+	r.passFor(20 * time.Minute)
 	if now := r.store.Usage().FreeExtents; now != free {
 		t.Fatalf("%d extents were free, %d are after more refusals", free, now)
 	}

@@ -57,6 +57,9 @@ func (m *machine) reads(s *modelSegment) {
 
 func (m *machine) compare(s *modelSegment, point redoubt.LSN) {
 	m.t.Helper()
+	if point < s.floor {
+		return // a truncation left less than PGMRPL asks for: nothing can be read
+	}
 	pages := make([]uint32, modelPages)
 	for i := range pages {
 		pages[i] = uint32(i)
@@ -118,7 +121,7 @@ func (m *machine) fence(s *modelSegment) {
 
 // truncate voids what lies above a point at or above VDL.
 func (m *machine) truncate(s *modelSegment) {
-	from := redoubt.LSN(rapid.Uint64Range(uint64(s.vdl), uint64(s.scl())).Draw(m.t, "from"))
+	from := redoubt.LSN(rapid.Uint64Range(uint64(s.vdl), uint64(max(s.vdl, s.scl()))).Draw(m.t, "from"))
 	s.cutting = redoubt.Truncation{Epoch: s.epoch, From: from, To: s.next + redoubt.LSN(rapid.IntRange(1, 100).Draw(m.t, "room"))}
 	plan, err := m.l.store.PlanTruncate(s.seg, s.cutting)
 	if err == nil {
@@ -128,6 +131,7 @@ func (m *machine) truncate(s *modelSegment) {
 		return
 	}
 	s.cut(s.cutting)
+	s.base = min(m.l.store.Info(s.seg).Coalesced, s.vdl, s.floor)
 	s.told.Store(0) // of a new writer
 	m.checkSCL(s)
 }
@@ -183,6 +187,7 @@ func (m *machine) recovered(s *modelSegment) {
 	if i.Truncation != s.trunc && i.Truncation == s.cutting {
 		s.cut(s.cutting) // it was written, though nobody was told
 	}
+	s.base = min(i.Coalesced, s.vdl, s.floor)
 	sure := s.scl()
 	for _, b := range s.batches { // what was under way may be there, whole
 		if !b.delivered && b.prev <= s.scl() && b.last <= i.SCL {

@@ -270,6 +270,7 @@ type modelSegment struct {
 	trunc   redoubt.Truncation
 	recs    []redo.Record // live, in LSN order, those not yet delivered too
 	batches []*modelBatch // that hold them, in LSN order
+	base    redoubt.LSN   // coalesced, when the chain was last cut or found
 	next    redoubt.LSN   // the next record is above
 	vdl     redoubt.LSN
 	floor   redoubt.LSN
@@ -297,13 +298,15 @@ func (s *modelSegment) String() string {
 	return b.String()
 }
 
-// scl is what SCL must be: the end of the chain of what was delivered.
-func (s *modelSegment) scl() (end redoubt.LSN) {
+// scl is what SCL must be: the end of the chain of what was delivered, or the LSN
+// up to which all is in pages, which need not be a record's.
+func (s *modelSegment) scl() redoubt.LSN {
+	end := s.base
 	for _, b := range s.batches {
 		if !b.delivered || b.prev > end {
 			break
 		}
-		end = b.last
+		end = max(end, b.last)
 	}
 	return end
 }

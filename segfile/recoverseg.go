@@ -187,12 +187,11 @@ func (r *recoverer) judgeBad(g *Segment, bad []recoveredBlock) {
 			h.Class = Corrupt
 			r.damage(g.ID, r.offset(b.pos), segErr(g, redoubt.ErrCorrupt, "batch LSNs %d to %d at log position %d fails its sum", b.first, b.last, b.pos))
 		}
-		if b.last <= g.scl {
-			continue
-		}
 		r.info.Holes = append(r.info.Holes, h)
-		g.doubt(h.Class)
-		doubted = true
+		if b.last > g.scl {
+			g.doubt(h.Class)
+			doubted = true
+		}
 	}
 	if doubted {
 		r.changed = append(r.changed, g)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -44,7 +45,7 @@ func check(ctx context.Context, args []string) error {
 		return err
 	}
 	if fs.NArg() == 0 {
-		return fmt.Errorf("name the devices: redoubt check PATH...")
+		return errors.New("name the devices behind the flags")
 	}
 	var reports []deviceReport
 	var supers []blockdev.Superblock

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -28,7 +29,7 @@ func format(ctx context.Context, args []string) error {
 		return err
 	}
 	if fs.NArg() == 0 {
-		return fmt.Errorf("name the devices: redoubt format -size 1GiB PATH...")
+		return errors.New("name the devices behind the flags, such as d0 d1 d2")
 	}
 	id := redoubt.NewID()
 	if *cluster != "" {

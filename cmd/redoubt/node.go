@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -26,7 +27,7 @@ func runNode(ctx context.Context, args []string) error {
 		return err
 	}
 	if o.Devices = paths(*devices); len(o.Devices) == 0 || fs.NArg() > 0 {
-		return fmt.Errorf("name the devices: redoubt node -devices PATH,PATH,...")
+		return errors.New("name the devices with -devices PATH,PATH and so on")
 	}
 	log, err := newLogger(*level, *asJSON)
 	if err != nil {

@@ -139,13 +139,3 @@ func unwelcome(s *source, imp string, list []dependency) string {
 	}
 	return ""
 }
-
-// buildTags lists the words of the file's //go:build line.
-func buildTags(s *source) []string {
-	for line := range strings.Lines(s.text) {
-		if rest, ok := strings.CutPrefix(line, "//go:build "); ok {
-			return strings.Fields(rest)
-		}
-	}
-	return nil
-}

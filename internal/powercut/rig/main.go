@@ -102,7 +102,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	c := &powercut.Campaign{Life: o.life, Seed: o.seed, Cuts: o.cuts, Keep: o.keep, Out: os.Stdout}
 	if o.life.Workload == "node" && !o.life.Machine.WriteThrough {
-		c.Must = []string{"torn", "gaps", "coalesced", "trimmed", "truncated", "older"}
+		c.Must = []string{"torn", "coalesced", "trimmed", "truncated", "older"}
 	}
 	return c.Run(ctx)
 }
