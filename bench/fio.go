@@ -57,12 +57,12 @@ func (j fioJob) run(ctx context.Context) (fioResult, error) {
 // fioReport is the part of fio's JSON that is used.
 type fioReport struct {
 	Jobs []struct {
-		Error      int     `json:"error"`
-		UserCPU    float64 `json:"usr_cpu"` // percent
-		SystemCPU  float64 `json:"sys_cpu"`
-		RuntimeMs  float64 `json:"job_runtime"`
-		Read       fioSide `json:"read"`
-		Write      fioSide `json:"write"`
+		Error     int     `json:"error"`
+		UserCPU   float64 `json:"usr_cpu"` // percent
+		SystemCPU float64 `json:"sys_cpu"`
+		RuntimeMs float64 `json:"job_runtime"`
+		Read      fioSide `json:"read"`
+		Write     fioSide `json:"write"`
 	} `json:"jobs"`
 }
 

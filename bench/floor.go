@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
@@ -30,6 +31,7 @@ type floorLog struct {
 	mu        sync.Mutex
 	more      *sync.Cond
 	done      *sync.Cond
+	held      [2]*slab.Buf
 	bufs      [2][]byte
 	n         int // bytes in bufs[gathering%2]
 	pos       int64
@@ -58,7 +60,8 @@ func newFloorLog(fd int, size int64, pool *slab.Pool) (*floorLog, error) {
 	l := &floorLog{engine: engine, size: size, wrote: make(chan error, 1), n: floorHead, gathering: 1, ended: make(chan struct{})}
 	l.more, l.done = sync.NewCond(&l.mu), sync.NewCond(&l.mu)
 	for i := range l.bufs {
-		l.bufs[i] = pool.TryGet().Bytes()
+		l.held[i] = pool.TryGet() // there are two
+		l.bufs[i] = l.held[i].Bytes()
 	}
 	l.op = ioring.Op{Kind: ioring.OpWrite, DSync: true, Bufs: make([][]byte, 1), Done: func(_ *ioring.Op, err error) { l.wrote <- err }}
 	go l.run()
@@ -132,7 +135,11 @@ func (l *floorLog) close() error {
 	l.more.Signal()
 	l.mu.Unlock()
 	<-l.ended
-	return l.engine.Close()
+	err := l.engine.Close()
+	for _, b := range l.held {
+		b.Drop()
+	}
+	return err
 }
 
 // A FloorResult is what waiting writers got from a floorLog.
@@ -170,11 +177,8 @@ func RunFloor(ctx context.Context, path string, writers, size int, d time.Durati
 	h := l.load(ctx, writers, size)
 	elapsed := time.Since(start)
 	cpu = cpuTime() - cpu
-	if err := l.close(); err != nil {
+	if err := errors.Join(l.close(), pool.Close(), l.err); err != nil {
 		return res, fmt.Errorf("bench: floor: %w", err)
-	}
-	if l.err != nil {
-		return res, fmt.Errorf("bench: floor: %w", l.err)
 	}
 	n := float64(h.Count())
 	return FloorResult{RecordsPerS: n / elapsed.Seconds(), P50us: us(h, 50), P99us: us(h, 99),

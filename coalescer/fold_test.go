@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/redoubt-storage/redoubt"
+	"github.com/redoubt-storage/redoubt/blockdev"
 	"github.com/redoubt-storage/redoubt/redo"
 )
 
@@ -181,12 +182,41 @@ func TestACoveringRecordNeedsNoBase(t *testing.T) {
 		pageChange{page: 1, kind: redo.Fill, n: redoubt.PageSize, fill: 9},
 		pageChange{page: 1, kind: redo.Fill, off: 60, n: 1, fill: 10})
 	r.tell(w, w.lsn, w.lsn-1)
-	before := r.folder.Stats().Read
+	before := r.folder.Stats()
 	if err := r.flush(); err != nil {
 		t.Fatal(err)
 	}
-	if read := r.folder.Stats().Read; read != before {
-		t.Fatalf("%d bytes were read", read-before)
+	after := r.folder.Stats()
+	if after.Read != before.Read || after.Records-before.Records != 1 {
+		t.Fatalf("%d bytes were read, %d records applied", after.Read-before.Read, after.Records-before.Records)
 	}
 	r.check(w, 1)
+}
+
+// Pages take the extents that they need and no more, however many lie in one
+// extent and however often they are folded.
+func TestPagesTakeNoMoreExtentsThanTheyNeed(t *testing.T) {
+	r := newRig(t, nil)
+	w := r.create(1, redoubt.FullSegment)
+	for round := range 20 {
+		for page := range uint32(rigPages) {
+			r.mustAppend(w, pageChange{page: page, kind: redo.Fill, off: 100 * round, n: 99, fill: byte(page)})
+		}
+		r.tell(w, w.lsn, w.lsn)
+		if err := r.flush(); err != nil {
+			t.Fatal(err)
+		}
+		r.passFor(time.Second)
+		extents := 0
+		for _, e := range r.dev.Extents() {
+			if e.Role == blockdev.RolePages {
+				extents++
+			}
+		}
+		// 48 pages fill three extents; as many are being written beside them.
+		if extents > 7 {
+			t.Fatalf("round %d: %d pages have %d extents of %d", round, rigPages, extents, rigExtent/redoubt.PageSize)
+		}
+	}
+	r.check(w, 100)
 }

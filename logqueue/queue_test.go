@@ -233,14 +233,17 @@ func TestAFenceStandsBehindOlderBatches(t *testing.T) {
 	w := r.create(1)
 	r.disk.Hold()
 	a, b := w.send(), w.run() // one on the device, one queued
+	heard := 0
 	if err := r.q.Append(&b.Run, func(int) (vdl, floor redoubt.LSN) {
-		if r.q.mu.TryLock() {
+		// The first time it is heard before it waits for room, the second time
+		// it is admitted.
+		if heard++; heard == 2 && r.q.mu.TryLock() {
 			t.Error("a batch is admitted outside the queue's lock: a fence could slip between that and its place in the queue")
 			r.q.mu.Unlock()
 		}
 		return 0, 0
-	}); err != nil {
-		t.Fatal(err)
+	}); err != nil || heard != 2 {
+		t.Fatalf("append: %v, heard %d times", err, heard)
 	}
 	installed, done := make(chan struct{}), make(chan error, 1)
 	go func() {

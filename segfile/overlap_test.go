@@ -5,6 +5,7 @@ import (
 
 	"github.com/redoubt-storage/redoubt"
 	"github.com/redoubt-storage/redoubt/redo"
+	"github.com/redoubt-storage/redoubt/slab"
 )
 
 // stretch appends one batch with the records from first to last, each of which
@@ -86,5 +87,46 @@ func TestLogThatIsCutOtherwiseWhenItIsSentAgain(t *testing.T) {
 			again.retire()
 			r.retire()
 		}
+	}
+}
+
+// The coalescer may move a block between the plan of a truncation and its
+// execution: what the truncation leaves of the block is still there.
+func TestATruncationFindsABlockThatWasMoved(t *testing.T) {
+	r := newRig(t)
+	g := r.create(1)
+	r.stretch(g, 1, 6)
+	if err := r.change(func(m *slab.Buf) (*Change, error) { return r.store.PrepareEpoch(m, g, 2) }); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := r.store.PlanTruncate(g, redoubt.Truncation{Epoch: 2, From: 4, To: 100})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin, w, before := r.store.Pin(), r.store.NewWindow(), r.store.Usage().Head
+	move, err := r.store.PrepareMove(g, before, w)
+	if err != nil || move == nil {
+		t.Fatalf("nothing was moved: %v", err)
+	}
+	if err := r.write(move.Run); err != nil {
+		t.Fatal(err)
+	}
+	r.store.Commit(move)
+	move.Run.Mem.Drop()
+	w.Close()
+	r.store.Unpin(pin)
+	if g.firstLive() < before && g.rootPos >= before {
+		t.Fatal("the block is where it was")
+	}
+	if err := r.change(func(m *slab.Buf) (*Change, error) { return r.store.PrepareTruncate(m, plan) }); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []*rig{r, r.reopen(r.disk.Clone())} {
+		g, _ := x.store.Segment(redoubt.SegmentID{1})
+		if i := x.store.Info(g); i.SCL != 4 {
+			t.Fatalf("SCL %d, want 4", i.SCL)
+		}
+		x.wantByte(g, 0, 4, 4, 4)
+		x.wantByte(g, 0, 4, 5, 0)
 	}
 }

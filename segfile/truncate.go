@@ -84,10 +84,11 @@ func (s *Store) checkTruncate(g *Segment, t redoubt.Truncation) error {
 }
 
 // A cut is where a block that straddles a truncation ends from now on: its last
-// record at or below From.
+// record at or below From. The block is named by its LSNs, because it may be moved
+// in the log before the cut is made.
 type cut struct {
-	pos  uint64
-	last redoubt.LSN
+	first, was redoubt.LSN
+	last       redoubt.LSN
 }
 
 // findCuts reads the blocks that straddle t.From.
@@ -110,7 +111,7 @@ func (s *Store) findCuts(g *Segment, t redoubt.Truncation) ([]cut, error) {
 		if err != nil {
 			return nil, err
 		}
-		cuts = append(cuts, cut{b.pos, last})
+		cuts = append(cuts, cut{b.first, b.last, last})
 	}
 	return cuts, nil
 }
@@ -139,7 +140,7 @@ func (s *Store) applyTruncation(g *Segment, t redoubt.Truncation, cuts []cut) {
 	kept := b.refs[:b.head]
 	for _, r := range b.refs[b.head:] {
 		if r.epoch < t.Epoch && r.last > t.From && r.first <= t.To {
-			i := slices.IndexFunc(cuts, func(c cut) bool { return c.pos == r.pos })
+			i := slices.IndexFunc(cuts, func(c cut) bool { return c.first == r.first && c.was == r.last })
 			if i < 0 {
 				s.records -= weight(int(r.count))
 				g.logSize -= int64(r.len)
