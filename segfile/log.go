@@ -132,7 +132,9 @@ func (l *hotLog) place(lw *LogWrite, pending []*Run, maxBytes int) (int, bool) {
 			invariant.Assert(false, "segfile: run of %d bytes in extents of %d", size, l.extentSize)
 		}
 		if l.off+size > l.extentSize {
-			l.fill(lw, head)
+			if l.off < l.extentSize { // else the run before fills it to its end
+				l.fill(lw, head)
+			}
 			break
 		}
 		if n > 0 && lw.Bytes+len(r.Bytes) > maxBytes || len(lw.Bufs) >= maxPieces {
