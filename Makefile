@@ -18,6 +18,7 @@ BUILDFLAGS = -tags giouring -ldflags='-checklinkname=0 -X main.version=$(VERSION
 
 FUZZTIME ?= 60s
 CHECKS   ?= 20000
+ROUNDS   ?= 100
 CUTS     ?= 500
 SEED     ?=
 WORKLOAD ?=
@@ -112,7 +113,9 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: crash
-crash: ## every property test with CHECKS sequences (default 20000), crashes included
+crash: ## every property test with CHECKS sequences (default 20000), crashes included, and ROUNDS (100) SIGKILLs
+	$(call step,crash: $(ROUNDS) SIGKILLs of the real binary)
+	REDOUBT_KILL_ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 0 -v -run Killed ./cmd/redoubt
 	$(call step,crash: $(CHECKS) sequences of every property)
 	scripts/crash.sh $(CHECKS)
 

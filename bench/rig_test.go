@@ -54,6 +54,7 @@ func nodeMain(args []string) error {
 	fs.StringVar(&o.HTTP, "http", "", "")
 	fs.Int64Var(&o.Memory, "memory", 0, "")
 	fs.DurationVar(&o.Coalesce.MaxAge, "coalesce-age", 0, "")
+	fs.Float64Var(&o.LogShare, "log-share", 0, "")
 	fs.StringVar(&o.IOEngine, "io-engine", "", "")
 	if err := fs.Parse(args); err != nil {
 		return err

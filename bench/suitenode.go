@@ -10,6 +10,9 @@ import (
 // the figure.
 func (s *suite) appendRun(o AppendOptions, pick func(AppendResult) float64) func(context.Context) (float64, error) {
 	return func(ctx context.Context) (float64, error) {
+		if err := s.awaitQuiet(ctx); err != nil {
+			return 0, err
+		}
 		o.Node, o.NodeHTTP = s.node.addr, s.node.http
 		setZero(&o.Duration, s.Duration)
 		r, err := RunAppend(ctx, o)
@@ -20,6 +23,31 @@ func (s *suite) appendRun(o AppendOptions, pick func(AppendResult) float64) func
 			return 0, fmt.Errorf("the node's metrics at %s could not be had", s.node.http)
 		}
 		return pick(r), nil
+	}
+}
+
+const (
+	quietDebt    = 0.05
+	quietTimeout = time.Minute
+)
+
+// awaitQuiet waits until the node has done with the log of the run before, so
+// that each run finds the same.
+func (s *suite) awaitQuiet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, quietTimeout)
+	defer cancel()
+	for {
+		m, err := scrape(ctx, s.node.http)
+		if err != nil {
+			return err
+		}
+		if m["redoubt_log_extents"] <= max(4, quietDebt*m["redoubt_log_extents_max"]) {
+			return nil
+		}
+		if err := pause(ctx, settlePoll); err != nil {
+			return fmt.Errorf("the node's log has still %.0f extents of %.0f, %v after the run before: %w",
+				m["redoubt_log_extents"], m["redoubt_log_extents_max"], quietTimeout, err)
+		}
 	}
 }
 
@@ -126,6 +154,9 @@ func (s *suite) nodeReads(ctx context.Context) ([]Row, error) {
 	got, err := s.rounds(ctx, "T6, reads",
 		s.fioRun(fioJob{read: true, blockSize: 16 << 10, depth: 64}, fioOps),
 		func(ctx context.Context) (float64, error) {
+			if err := s.awaitQuiet(ctx); err != nil {
+				return 0, err
+			}
 			r, err := RunRead(ctx, ReadOptions{Node: s.node.addr, NodeHTTP: s.node.http, Pages: 10000, Depth: 64, Duration: s.Duration})
 			cpu = append(cpu, r.CPUusPerOp)
 			return r.OpsPerS, err

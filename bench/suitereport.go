@@ -43,12 +43,13 @@ type SuiteSettings struct {
 	DeviceSize int64   `json:"device_size"`
 	Memory     int64   `json:"memory"`
 	IOEngine   string  `json:"io_engine"`
+	LogShare   string  `json:"log_share"`
 }
 
 // report prints the table and writes both files.
 func (s *suite) report(rows []Row) error {
 	r := SuiteReport{Taken: s.started.UTC().Truncate(time.Second), Took: time.Since(s.started).Seconds(), Machine: thisMachine(), Rows: rows,
-		Settings: SuiteSettings{Rounds: s.Count, DurationS: s.Duration.Seconds(), FileSize: s.FileSize, DeviceSize: s.DeviceSize, Memory: s.Memory, IOEngine: s.IOEngine}}
+		Settings: SuiteSettings{Rounds: s.Count, DurationS: s.Duration.Seconds(), FileSize: s.FileSize, DeviceSize: s.DeviceSize, Memory: s.Memory, IOEngine: s.IOEngine, LogShare: suiteLogShare}}
 	if s.Table != nil {
 		r.table(s.Table)
 	}

@@ -56,8 +56,8 @@ func (s *suite) restarts(ctx context.Context) ([]Row, error) {
 // neither VDL nor PGMRPL.
 func (s *suite) fillLog(ctx context.Context) error {
 	const size, batch = 1024, 32
-	want := min(float64(liveLog), 0.4*0.375*float64(s.DeviceSize))
-	const rate = 200e6 // bytes a second, so that the amount is as wanted
+	want := min(float64(liveLog), 0.3*float64(s.DeviceSize)) // of a log of three quarters of it
+	const rate = 200e6                                       // bytes a second, so that the amount is as wanted
 	_, err := s.appendRun(AppendOptions{Segments: 16, RecordSize: size, Batch: batch, Window: 64, Rate: rate / size,
 		Duration: time.Duration(want / rate * float64(time.Second)), HoldLog: true, Keep: true}, func(AppendResult) float64 { return 0 })(ctx)
 	return err

@@ -170,8 +170,9 @@ func (s *stream) record(lsn redoubt.LSN) (page uint32, off int, data []byte) {
 // page is what a page must be as of a point.
 func (s *stream) page(page uint32, point redoubt.LSN) []byte {
 	b := make([]byte, redoubt.PageSize)
-	for lsn := redoubt.LSN(1); lsn <= point; lsn++ {
-		if p, off, data := s.record(lsn); p == page {
+	for lsn := redoubt.LSN(page); lsn <= point; lsn += streamPages {
+		if lsn > 0 {
+			_, off, data := s.record(lsn)
 			copy(b[off:], data)
 		}
 	}
