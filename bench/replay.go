@@ -76,6 +76,18 @@ type ReplayResult struct {
 	RecordsPerS float64 `json:"records_per_s"`
 	CommitsPerS float64 `json:"commits_per_s"`
 	BytesPerS   float64 `json:"bytes_per_s"`
+
+	// As of other loads; an op is a commit, its latency from handing over to
+	// VDL, and the CPU that of this process: the node's may start anew.
+	Ops        uint64  `json:"ops"`
+	OpsPerS    float64 `json:"ops_per_s"`
+	P50us      float64 `json:"p50_us"`
+	P99us      float64 `json:"p99_us"`
+	P999us     float64 `json:"p999_us"`
+	CPUusPerOp float64 `json:"cpu_us_per_op"`
+	CPUOf      string  `json:"cpu_of"`
+	Errors     uint64  `json:"errors"` // 1 when the replay or its proof failed
+
 	CommitP50us float64 `json:"commit_p50_us"` // from handing over to VDL
 	CommitP99us float64 `json:"commit_p99_us"`
 	AckedLSN    uint64  `json:"acked_lsn"`    // VDL at the end
@@ -125,6 +137,11 @@ var ErrMismatch = errors.New("the volume is not what the trace says")
 // there, and reads the volume back. The error matches ErrMismatch when the hash
 // is another one.
 func RunReplay(ctx context.Context, o ReplayOptions) (res ReplayResult, err error) {
+	defer func() {
+		if err != nil {
+			res.Errors = 1
+		}
+	}()
 	if o, err = o.withDefaults(); err != nil {
 		return res, err
 	}
@@ -141,10 +158,12 @@ func RunReplay(ctx context.Context, o ReplayOptions) (res ReplayResult, err erro
 	if !o.VerifyOnly {
 		r := newReplayer(o, l, sum)
 		defer r.close()
-		if err := r.run(ctx); err != nil {
-			return r.fill(res), err
+		cpu := cpuTime()
+		err := r.run(ctx)
+		res = r.fill(res, cpuTime()-cpu)
+		if err != nil {
+			return res, err
 		}
-		res = r.fill(res)
 		v.point, v.need = r.readPoint()
 	}
 	if err := v.run(ctx); err != nil {

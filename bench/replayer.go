@@ -313,7 +313,7 @@ func (r *replayer) readPoint() (point redoubt.LSN, need []redoubt.LSN) {
 }
 
 // fill adds what the replay did to its result.
-func (r *replayer) fill(res ReplayResult) ReplayResult {
+func (r *replayer) fill(res ReplayResult, cpu time.Duration) ReplayResult {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.w == nil {
@@ -328,6 +328,11 @@ func (r *replayer) fill(res ReplayResult) ReplayResult {
 		res.CommitsPerS = float64(w.commits.Count()) / s
 	}
 	res.CommitP50us, res.CommitP99us = us(&w.commits, 50), us(&w.commits, 99)
+	res.P50us, res.P99us, res.P999us = res.CommitP50us, res.CommitP99us, us(&w.commits, 99.9)
+	res.Ops, res.OpsPerS, res.CPUOf = w.commits.Count(), res.CommitsPerS, cpuOfThis
+	if res.Ops > 0 {
+		res.CPUusPerOp = float64(cpu.Nanoseconds()) / 1e3 / float64(res.Ops)
+	}
 	return res
 }
 
