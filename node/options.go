@@ -93,7 +93,8 @@ const (
 )
 
 // A budget is how the node's memory is cut. Its shares are fixed fractions so
-// that an operator has one number to set.
+// that an operator has one number to set; folds and ahead are no fewer than what
+// keeps a device that hangs from stopping the others.
 //
 //	slabs 32 % | index 28 % | page map 12 % | pages 7 % | folds 4 % | ahead 3 % |
 //	windows 3 % | small 2 % | 9 % for connections, goroutines and the rest
@@ -113,8 +114,8 @@ func (o *Options) budget() budget {
 	b := budget{
 		slabs:   int(o.Memory * 32 / 100 / slabSize),
 		pages:   int(max(128, o.Memory*7/100/redoubt.PageSize)),
-		folds:   int(max(2, o.Memory*4/100/foldSize)),
-		ahead:   int(max(4, o.Memory*3/100/windowSize)),
+		folds:   int(max(n, o.Memory*4/100/foldSize)),
+		ahead:   int(max(2*n, o.Memory*3/100/windowSize)),
 		windows: int(max(2, o.Memory*3/100/n/windowSize)),
 		small:   int(max(8, o.Memory*2/100/n/smallSize)),
 		records: int(o.Memory * 28 / 100 / n / recordBytes),
