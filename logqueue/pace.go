@@ -92,7 +92,8 @@ func (q *Queue) awaitRoom(n int64) error {
 		case deadline.IsZero():
 			deadline = now.Add(q.opts.FullTimeout)
 			q.opts.Hungry()
-			defer time.AfterFunc(q.opts.FullTimeout, q.room.Broadcast).Stop()
+			// Under mu, or it could fire before we wait, and nobody would wake us.
+			defer time.AfterFunc(q.opts.FullTimeout, q.wakeAll).Stop()
 		case now.After(deadline):
 			q.refused.Add(1)
 			return fmt.Errorf("logqueue: the hot log is full and nothing was freed for %v; "+
@@ -138,10 +139,15 @@ func (q *Queue) Seal() error {
 
 // Kick says that space was freed: whoever waits for it should look again.
 func (q *Queue) Kick() {
-	q.mu.Lock()
-	q.room.Broadcast()
-	q.mu.Unlock()
+	q.wakeAll()
 	q.kick()
+}
+
+// wakeAll makes everybody who waits for room look again.
+func (q *Queue) wakeAll() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.room.Broadcast()
 }
 
 func (q *Queue) kick() {

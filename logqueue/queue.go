@@ -375,11 +375,7 @@ func (q *Queue) endedLocked() error {
 
 // Drain waits until nothing is queued or in flight, or ctx is done.
 func (q *Queue) Drain(ctx context.Context) {
-	stop := context.AfterFunc(ctx, func() {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		q.room.Broadcast()
-	})
+	stop := context.AfterFunc(ctx, q.wakeAll)
 	defer stop()
 	q.mu.Lock()
 	defer q.mu.Unlock()
