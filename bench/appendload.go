@@ -68,9 +68,9 @@ func (l *appendLoad) deal(conns []*peer.Conn, targets []target) {
 
 // run lets the load go on until its time is up, ctx is done, or it fails.
 func (l *appendLoad) run(ctx context.Context) {
+	l.epoch = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, l.opts.Duration)
 	defer cancel()
-	l.epoch = time.Now()
 	var pacers sync.WaitGroup
 	for _, c := range l.conns {
 		if l.opts.Rate > 0 {

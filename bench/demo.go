@@ -43,6 +43,8 @@ type DemoOptions struct {
 	Trace func() (io.ReadCloser, error)
 	// Out and Err get the story and the progress. Default nobody.
 	Out, Err io.Writer
+
+	nodeFlags []string // more of them, for tests
 }
 
 // A demo is a running RunDemo.
@@ -103,7 +105,7 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	logPath := filepath.Join(d.Dir, "node.log")
 	var err error
-	if d.node, err = newChildNode(d.Binary, d.devices, d.Memory, logPath); err != nil {
+	if d.node, err = newChildNode(d.Binary, d.devices, d.Memory, logPath, d.nodeFlags...); err != nil {
 		return err
 	}
 	defer d.node.end()

@@ -13,7 +13,8 @@ import (
 func TestDemo(t *testing.T) {
 	b := syntheticTrace(1000, 200, 5)
 	dir := filepath.Join(t.TempDir(), "data")
-	o := DemoOptions{Dir: dir, Binary: testBinary(t), Devices: 2, DeviceSize: 64 << 20, Memory: rigMemory, Trace: opener(t, b.end())}
+	o := DemoOptions{Dir: dir, Binary: testBinary(t), Devices: 2, DeviceSize: 64 << 20, Memory: rigMemory, Trace: opener(t, b.end()),
+		nodeFlags: []string{"-coalesce-age", rigMaxAge.String()}}
 	for round, want := range [][]string{
 		{"making 2 devices", "volume demo-1", "SIGKILL when", "no damage", "byte-identical"},
 		{"there already", "deleted volume demo-1 of an earlier run, 1 segments", "volume demo-2", "byte-identical"},

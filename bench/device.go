@@ -145,9 +145,9 @@ func runDevice(ctx context.Context, fds []int, o DeviceOptions, pool *slab.Pool)
 		}
 		lanes = append(lanes, l)
 	}
+	start, cpu := time.Now(), cpuTime()
 	ctx, cancel := context.WithTimeout(ctx, o.Duration)
 	defer cancel()
-	start, cpu := time.Now(), cpuTime()
 	for _, l := range lanes {
 		l.start()
 	}

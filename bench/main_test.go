@@ -64,7 +64,7 @@ func TestCommands(t *testing.T) {
 		args   string
 		fields []string
 	}{
-		{"append -node NODE -node-http HTTP -segments 2 -writers 4 -pg-size 16MiB -duration 50ms", []string{"records_per_s", "device_bytes_per_record", "p999_us"}},
+		{"append -node NODE -node-http HTTP -segments 2 -writers 4 -pg-size 16MiB -duration 300ms", []string{"records_per_s", "device_bytes_per_record", "p999_us"}},
 		{"read -node NODE -node-http HTTP -segments 2 -pages 20 -depth 4 -pg-size 16MiB -duration 50ms", []string{"ops_per_s", "pages_per_s"}},
 		{"replay -node NODE -trace TRACE -pg-size 16MiB", []string{"match", "sha256", "acked_lsn"}},
 		{"replay -node NODE -trace TRACE -pg-size 16MiB -verify-only", []string{"match", "sha256", "acked_lsn"}},

@@ -131,9 +131,9 @@ func (l *readLoad) settle(ctx context.Context, conns []*peer.Conn) error {
 // run reads until time is up, ctx is done or the load fails, and then until every
 // request has its answer.
 func (l *readLoad) run(ctx context.Context, conns []*peer.Conn) {
+	l.epoch = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, l.opts.Duration)
 	defer cancel()
-	l.epoch = time.Now()
 	for i, c := range conns {
 		depth := (l.opts.Depth + len(conns) - 1 - i) / len(conns)
 		r := newPageReader(l, c, l.byConn[i], depth, uint64(i))

@@ -42,6 +42,7 @@ type replayer struct {
 	elapsed time.Duration
 
 	telling    sync.Mutex // one call of Moved at a time
+	told       redoubt.LSN
 	supervised chan struct{}
 	cancel     context.CancelFunc
 }

@@ -217,6 +217,10 @@ func (a *ackSink) take(lane int, acks []wire.Ack) {
 func (r *replayer) tell(state ReplayState) {
 	r.telling.Lock()
 	defer r.telling.Unlock()
+	if state.VDL <= r.told {
+		return // another lane's acks came later and were quicker
+	}
+	r.told = state.VDL
 	r.opts.Moved(state)
 	rate := ""
 	if s := time.Since(r.start).Seconds(); s > 0 {

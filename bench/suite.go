@@ -307,8 +307,11 @@ func (s *suite) cleanUp() {
 	if s.peers != "" && s.peers != s.Peers {
 		files = append(files, s.peers) // it was built for this
 	}
+	if s.peers != "" {
+		files = append(files, s.peersData())
+	}
 	for _, path := range files {
-		if err := os.Remove(path); err != nil {
+		if err := os.RemoveAll(path); err != nil {
 			s.progress.Say("%v", err)
 		}
 	}

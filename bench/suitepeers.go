@@ -55,6 +55,9 @@ func (s *suite) buildPeers(ctx context.Context) {
 	s.peers = out
 }
 
+// peersData is where the other logs write.
+func (s *suite) peersData() string { return filepath.Join(s.Dir, "peers.data") }
+
 // lastOf returns the last line of a text.
 func lastOf(text string) string {
 	text = strings.TrimSpace(text)
@@ -63,7 +66,7 @@ func lastOf(text string) string {
 
 // runPeers returns the best of the other logs.
 func (s *suite) runPeers(ctx context.Context, writers, size int) (best peerResult, err error) {
-	cmd := exec.CommandContext(ctx, s.peers, "-dir", filepath.Join(s.Dir, "peers.data"), "-writers", strconv.Itoa(writers),
+	cmd := exec.CommandContext(ctx, s.peers, "-dir", s.peersData(), "-writers", strconv.Itoa(writers),
 		"-record-size", strconv.Itoa(size), "-duration", s.Duration.String())
 	var out, text bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &text

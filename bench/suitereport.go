@@ -216,9 +216,9 @@ Medians of {{.Settings.Rounds}} rounds of {{printf "%.1f" .Settings.DurationS}} 
 <svg viewBox="0 0 1000 {{.Height}}" role="img" aria-label="each measure against its bounds">
 <line x1="{{.MustAt}}" y1="12" x2="{{.MustAt}}" y2="{{.Height}}" stroke="#888" stroke-dasharray="4 3"/><text x="{{.MustAt}}" y="11" text-anchor="middle">must</text>
 {{range .Bars}}<text x="0" y="{{.Y}}" dy="15">{{.ID}}</text>
-<rect class="{{.Verdict}}" x="{{$.Left}}" y="{{.Y}}" width="{{printf "%.1f" .Width}}" height="20" rx="3"><title>{{.What}}: {{.FigureText}}; {{.Bounds}}</title></rect>
+{{if .FigureText}}<rect class="{{.Verdict}}" x="{{$.Left}}" y="{{.Y}}" width="{{printf "%.1f" .Width}}" height="20" rx="3"><title>{{.What}}: {{.FigureText}}; {{.Bounds}}</title></rect>
 <path d="M{{printf "%.1f" .AimAt}} {{.Y}} v20" stroke="#111" stroke-width="2"/>
-<text x="{{$.Left}}" dx="6" y="{{.Y}}" dy="15" style="fill:#fff">{{.FigureText}}</text>
+<text x="{{$.Left}}" dx="6" y="{{.Y}}" dy="15" style="fill:#fff">{{.FigureText}}</text>{{else}}<text class="{{.Verdict}}" x="{{$.Left}}" y="{{.Y}}" dy="15">{{.Verdict}}</text>{{end}}
 {{end}}</svg>
 <p><small>Longer is better. The dashed line is what must be reached, the black mark on each bar what is aimed at.</small></p>
 <table><tr><th>#</th><th>what</th><th>bounds</th><th>figure</th><th>ours</th><th>against</th><th>verdict</th></tr>

@@ -144,7 +144,7 @@ func newMemRig(t testing.TB, dev anyDevice, id redoubt.DeviceID, pages uint32) *
 	}
 	r.log = &memLog{store: r.store, dev: dev, lw: segfile.NewLogWrite(small.TryGet().Bytes()[:dev.BlockSize()]), done: make(chan error, 1)}
 	r.log.lw.Done = func(_ *blockdev.Write, err error) { r.log.done <- err }
-	if r.folder, err = NewFolder(context.Background(), r.store, dev, r.log, Options{Pages: pool("pages", 1<<20, 1), Ahead: pool("ahead", 1<<20, 2)}); err != nil {
+	if r.folder, err = NewFolder(context.Background(), r.store, dev, r.log, Options{Pages: pool("pages", 1<<20, 4), Ahead: pool("ahead", 1<<20, 10)}); err != nil {
 		t.Fatal(err)
 	}
 	r.tape = newTape(1, redoubt.FullSegment)

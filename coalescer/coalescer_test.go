@@ -191,11 +191,12 @@ func TestCloseDoesNotWaitForMemory(t *testing.T) {
 func TestOptions(t *testing.T) {
 	r := newRig(t, nil)
 	for name, tune := range map[string]func(*Options){
-		"run pages":   func(o *Options) { o.RunPages = 1025 },
+		"run pages":   func(o *Options) { o.RunPages = 257 },
+		"run slabs":   func(o *Options) { o.RunSlabs = 17 },
 		"debts":       func(o *Options) { o.SoftDebt = 0.6 },
 		"rates":       func(o *Options) { o.IdleRate, o.MaxRate = 10, 5 },
 		"no pages":    func(o *Options) { o.Pages = nil },
-		"small pages": func(o *Options) { o.RunPages = 1000 },
+		"small pages": func(o *Options) { o.RunPages = 256 },
 		"small ahead": func(o *Options) { o.Ahead = r.small },
 		"ahead slabs": func(o *Options) { o.AheadSlabs = 65 },
 		"age":         func(o *Options) { o.MaxAge = -1 },

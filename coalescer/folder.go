@@ -53,11 +53,14 @@ type Folder struct {
 	known    map[*segfile.Segment]*segment
 	order    []*segment // by tag
 	backlogs []segfile.Backlog
-	turn     int // whose in order
+	turn     int       // whose in order
+	checked  time.Time // when a survey was last thought of
 	surveyed time.Time
-	rested   bool // the survey found nothing to fold
-	trim     bool // there may be extents to release
+	head     uint64 // of the log at that time
+	rested   bool   // the survey found nothing to fold
+	trim     bool   // there may be extents to release
 	pace     pace
+	runPages int // of a run, at this debt
 	flushing bool
 
 	run    run
@@ -72,6 +75,8 @@ type segment struct {
 	burst   redoubt.LSN // what began a chain up to here is being folded for its age
 	long    redoubt.LSN // target when long chains were last picked
 	flush   redoubt.LSN // what Flush asks for
+	queue   []uint32    // pages that were picked, by number
+	queued  int         // how many of those were folded since
 	folding rest
 	moving  rest // its blocks and its root, to the head of the log
 	seen    bool // by the survey
@@ -107,10 +112,14 @@ func (f *Folder) Pass(now time.Time) (Did, error) {
 			return Did{Next: now.Add(rest)}, nil
 		}
 	}
-	if f.surveyed.IsZero() || !now.Before(f.nextSurvey()) {
+	if f.surveyDue(now, usage.Head) {
 		if err := f.survey(now, debt); err != nil {
 			return Did{}, err
 		}
+		f.head = usage.Head
+	}
+	if f.runPages = f.opts.RunPages; debt >= f.opts.SoftDebt || f.flushing {
+		f.runPages *= f.opts.RunSlabs
 	}
 	did, err := f.work(now, debt)
 	if err != nil {
@@ -118,7 +127,8 @@ func (f *Folder) Pass(now time.Time) (Did, error) {
 	}
 	f.pace.spend(did.Bytes)
 	if did.Work == Nothing {
-		did.Next = f.nextSurvey()
+		f.run.log.forget()
+		did.Next = f.checked.Add(f.opts.Survey)
 		return did, nil
 	}
 	did.Next = now
@@ -128,11 +138,14 @@ func (f *Folder) Pass(now time.Time) (Did, error) {
 	return did, err
 }
 
-func (f *Folder) nextSurvey() time.Time {
-	if f.rested {
-		return f.surveyed.Add(10 * f.opts.Survey)
+// surveyDue reports whether it is time to look at all segments. Where nothing
+// was left to fold and the log has not moved since, little can have changed.
+func (f *Folder) surveyDue(now time.Time, head uint64) bool {
+	if !f.surveyed.IsZero() && now.Before(f.checked.Add(f.opts.Survey)) {
+		return false
 	}
-	return f.surveyed.Add(f.opts.Survey)
+	f.checked = now
+	return !f.rested || head != f.head || !now.Before(f.surveyed.Add(10*f.opts.Survey))
 }
 
 // survey looks at all segments and brings their index up to date.
@@ -140,6 +153,7 @@ func (f *Folder) survey(now time.Time, debt float64) error {
 	f.backlogs = f.store.Backlogs(f.backlogs[:0])
 	slices.SortFunc(f.backlogs, func(a, b segfile.Backlog) int { return cmp.Compare(a.Seg.Tag(), b.Seg.Tag()) })
 	f.order, f.rested, f.trim = f.order[:0], true, true
+	f.checked, f.surveyed = now, now
 	paused := 0
 	for i := range f.backlogs {
 		s := f.known[f.backlogs[i].Seg]
@@ -162,7 +176,6 @@ func (f *Folder) survey(now time.Time, debt float64) error {
 		}
 		s.seen = false
 	}
-	f.surveyed = now
 	f.ledger.note(func(s *Stats) { s.Paused, s.Debt = paused, debt })
 	return nil
 }
@@ -263,8 +276,8 @@ func (f *Folder) due(s *segment, now time.Time) (Did, error) {
 func (f *Folder) foldLong(s *segment, now time.Time) (Did, error) {
 	r := &f.run
 	var err error
-	r.picked, err = f.store.PickPages(s.seg, f.opts.RunPages, true, r.picked[:0])
-	if len(r.picked) < f.opts.RunPages {
+	r.picked, err = f.store.PickPages(s.seg, f.runPages, true, r.picked[:0])
+	if len(r.picked) < f.runPages {
 		s.long = s.backlog.Target // no more of them until the target has moved
 	}
 	if err != nil {
@@ -273,23 +286,35 @@ func (f *Folder) foldLong(s *segment, now time.Time) (Did, error) {
 	return f.fold(s, now)
 }
 
+// sweepPages is how many pages are picked at once. Runs go through them by number,
+// so that the versions of neighbours lie side by side, and are read in large
+// pieces when they are folded again.
+const sweepPages = 1024
+
 // foldUpto folds the oldest pages of a segment that have a record at or below
-// upto. When there are none, all up to its target is in pages, and it says so in
-// the log if that lets the log go.
+// upto. When there are none, all up to there is in pages, and it says so in the
+// log if that lets the log go.
 func (f *Folder) foldUpto(s *segment, now time.Time, upto redoubt.LSN) (Did, error) {
-	b := &s.backlog
-	upto = min(upto, b.Target)
-	if !s.foldable(now, upto) {
-		return Did{}, nil
+	upto = min(upto, s.backlog.Target)
+	for s.foldable(now, upto) {
+		if s.queued == len(s.queue) {
+			if s.queue, s.queued = s.queue[:0], 0; s.seg.Kind == redoubt.FullSegment {
+				s.queue = f.store.PickOlder(s.seg, sweepPages, upto, s.queue)
+				slices.Sort(s.queue)
+			}
+			if len(s.queue) == 0 {
+				return f.advance(s, now)
+			}
+		}
+		n := min(f.runPages, len(s.queue)-s.queued)
+		f.run.picked = append(f.run.picked[:0], s.queue[s.queued:s.queued+n]...)
+		s.queued += n
+		if did, err := f.fold(s, now); did.Work != Nothing || err != nil {
+			return did, err
+		}
 	}
-	r := &f.run
-	if r.picked = r.picked[:0]; s.seg.Kind == redoubt.FullSegment {
-		r.picked = f.store.PickOlder(s.seg, f.opts.RunPages, upto, r.picked)
-	}
-	if len(r.picked) > 0 {
-		return f.fold(s, now)
-	}
-	return f.advance(s, now)
+	s.queue, s.queued = s.queue[:0], 0
+	return Did{}, nil
 }
 
 // Flush asks for everything to be folded that may be now. Pass then does that
@@ -329,4 +354,7 @@ func (f *Folder) Flushed(now time.Time) (bool, error) {
 }
 
 // Close gives memory back.
-func (f *Folder) Close() { f.window.Close() }
+func (f *Folder) Close() {
+	f.window.Close()
+	f.run.log.forget()
+}

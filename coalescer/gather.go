@@ -9,21 +9,22 @@ import (
 )
 
 // A gather reads stretches of the device into a few slabs, those that lie near
-// each other at once. Its owner takes memory, adds until there is no room,
-// starts, waits, gets, and resets for the next round.
+// each other at once. Its owner adds until there is no room, starts, waits and
+// gets; then it may add more, or reset and begin anew.
 type gather struct {
 	dev   Device
 	pool  *slab.Pool
 	most  int // slabs
 	group group
 
-	bufs  []*slab.Buf
-	at    int // the slab that is being filled
-	fill  int // bytes of it
-	ops   []*gatherOp
-	used  int
-	items []gatherItem
-	bytes int64 // asked for, ever
+	bufs    []*slab.Buf
+	at      int // the slab that is being filled
+	fill    int // bytes of it
+	ops     []*gatherOp
+	used    int
+	started int // of those
+	items   []gatherItem
+	bytes   int64 // asked for, ever
 }
 
 // A gatherOp is one request to the device.
@@ -71,20 +72,20 @@ func (g *gather) drop() {
 }
 
 func (g *gather) reset() {
-	g.items, g.used, g.at, g.fill = g.items[:0], 0, 0, 0
+	g.items, g.used, g.started, g.at, g.fill = g.items[:0], 0, 0, 0, 0
 }
 
 // add asks for n bytes at off and reports false when there is no room.
 func (g *gather) add(off int64, n int) bool {
 	block := int64(g.dev.BlockSize())
 	from, to := off/block*block, (off+int64(n)+block-1)/block*block
-	if g.used > 0 && g.extend(from, to) {
+	if g.used > g.started && g.extend(from, to) {
 		o := g.ops[g.used-1]
 		g.items = append(g.items, gatherItem{g.used - 1, int(off - o.r.Off), n})
 		return true
 	}
 	size := int(to - from)
-	if g.fill+size > g.pool.Size() && !g.nextSlab() {
+	if (len(g.bufs) == 0 || g.fill+size > g.pool.Size()) && !g.nextSlab() {
 		return false
 	}
 	o := g.op()
@@ -116,8 +117,8 @@ func (g *gather) extend(from, to int64) bool {
 // nextSlab begins another slab, if one may be had without waiting. Nobody waits
 // for memory who has some.
 func (g *gather) nextSlab() bool {
-	if g.at+1 == len(g.bufs) {
-		if len(g.bufs) == g.most {
+	if g.at+1 >= len(g.bufs) {
+		if len(g.bufs) >= g.most {
 			return false
 		}
 		buf := g.pool.TryGet()
@@ -125,6 +126,7 @@ func (g *gather) nextSlab() bool {
 			return false
 		}
 		g.bufs = append(g.bufs, buf)
+		g.at = len(g.bufs) - 2
 	}
 	g.at, g.fill = g.at+1, 0
 	return true
@@ -146,14 +148,15 @@ func gatherDone(r *blockdev.Read, err error) {
 	o.g.group.end()
 }
 
-// start begins all requests.
+// start begins the requests that came since the last start.
 func (g *gather) start() {
 	g.group.begin()
-	for _, o := range g.ops[:g.used] {
+	for _, o := range g.ops[g.started:g.used] {
 		g.bytes += o.end - o.r.Off
 		g.group.add()
 		g.dev.Read(&o.r)
 	}
+	g.started = g.used
 }
 
 func (g *gather) wait() { g.group.wait() }

@@ -70,10 +70,14 @@ func (p *pageReads) add(key int, off int64, buf []byte) {
 }
 
 // maxReadPages bounds one request: past 256 KiB a larger one wins nothing, and
-// several are in flight at once.
-const maxReadPages = 16
+// several are in flight at once. maxReadFlight bounds these: a drive has no more
+// to give, and what the foreground asks for waits behind them.
+const (
+	maxReadPages  = 16
+	maxReadFlight = 64
+)
 
-// start begins all reads.
+// start begins all reads; of very many it waits for the first.
 func (p *pageReads) start() {
 	slices.SortFunc(p.pages, func(a, b pageRead) int { return cmp.Compare(a.off, b.off) })
 	for i := range p.pages {
@@ -91,7 +95,11 @@ func (p *pageReads) start() {
 	}
 	p.bytes += int64(len(p.pages)) * redoubt.PageSize
 	p.group.begin()
-	for _, o := range p.ops[:p.used] {
+	for i, o := range p.ops[:p.used] {
+		if i > 0 && i%maxReadFlight == 0 {
+			p.group.wait()
+			p.group.begin()
+		}
 		p.group.add()
 		p.dev.Read(&o.r)
 	}

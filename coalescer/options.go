@@ -39,9 +39,13 @@ type Options struct {
 	// Name of the device, for labels and errors. Default "device".
 	Name string
 
-	// RunPages bounds the pages of one run. Default 64: a write of 1 MiB, from
-	// which on a drive is limited by its bandwidth. At most 1024.
+	// RunPages bounds the pages of one write. Default 64: 1 MiB, from which on a
+	// drive is limited by its bandwidth. At most 256.
 	RunPages int
+	// RunSlabs bounds a run, in writes. At rest a run has one; in debt it has as
+	// many as there is memory for, since what the map block and the sweep
+	// through the log cost is paid once a run. Default 4, at most 16.
+	RunSlabs int
 	// MaxAge is how old a record grows before its page is folded though nothing
 	// else asks for it. Default 5 s. It bounds how long a restart has to read
 	// log that could long be in pages; less folds hot pages more often.
@@ -59,13 +63,16 @@ type Options struct {
 	// half of one NVMe drive.
 	IdleRate, MaxRate int64
 
-	// Pages holds the pages of runs: slabs of RunPages * 16 KiB or more. Ahead
+	// Pages holds the pages of a run: slabs of RunPages * 16 KiB or more. Ahead
 	// is where log and what is scrubbed are read into: slabs of 512 KiB or more.
-	// They may be shared among devices: each run waits for a slab of Pages first,
-	// then for one of Ahead, and holds no other. Required.
+	// They may be shared among devices, but a device that hangs keeps what it
+	// has: with fewer than RunSlabs of Pages and AheadSlabs + 1 of Ahead for each
+	// it may stop the others. Nobody waits for more who has some. Required.
 	Pages, Ahead *slab.Pool
-	// AheadSlabs is how many slabs of Ahead a run takes at most, if they are
-	// free. Default 2.
+	// AheadSlabs is how many slabs of Ahead folding takes at most: one for what is
+	// read and used at once, the others, where they are free, to keep the log of
+	// the segment at hand from one run to the next. Default 9: with slabs of
+	// 1 MiB the log of one segment of 16, when a million records of 128 bytes wait.
 	AheadSlabs int
 
 	// ScrubRate is how many bytes a second are read again. Default 8 MiB/s;
@@ -83,6 +90,7 @@ type Options struct {
 func (o *Options) setDefaults() error {
 	def(&o.Name, "device")
 	def(&o.RunPages, 64)
+	def(&o.RunSlabs, 4)
 	def(&o.MaxAge, 5*time.Second)
 	def(&o.Survey, 100*time.Millisecond)
 	def(&o.SoftDebt, 0.2)
@@ -90,7 +98,7 @@ func (o *Options) setDefaults() error {
 	def(&o.MoveDebt, 0.75)
 	def(&o.IdleRate, 32<<20)
 	def(&o.MaxRate, 1<<30)
-	def(&o.AheadSlabs, 2)
+	def(&o.AheadSlabs, 9)
 	def(&o.ScrubRate, 8<<20)
 	def(&o.ScrubPause, time.Minute)
 	if o.Damaged == nil {
@@ -108,8 +116,10 @@ func def[T comparable](p *T, v T) {
 
 func (o *Options) check() error {
 	switch {
-	case o.RunPages < 1 || o.RunPages > 1024:
-		return invalidf("runs of %d pages: want 1 to 1024", o.RunPages)
+	case o.RunPages < 1 || o.RunPages > 256:
+		return invalidf("writes of %d pages: want 1 to 256", o.RunPages)
+	case o.RunSlabs < 1 || o.RunSlabs > 16:
+		return invalidf("runs of %d writes: want 1 to 16", o.RunSlabs)
 	case o.MaxAge < 0 || o.Survey < 0 || o.ScrubPause < 0:
 		return invalidf("a negative time")
 	case o.SoftDebt < 0 || o.SoftDebt >= o.FullDebt || o.FullDebt > o.MoveDebt || o.MoveDebt > 1:

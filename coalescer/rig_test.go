@@ -123,7 +123,7 @@ func takeMemory(t testing.TB) *memory {
 		return p
 	}
 	m.small, m.wide = pool("small", 64<<10, 16), pool("wide", 272<<10, 8)
-	m.pages, m.ahead = pool("pages", 1<<20, 1), pool("ahead", 512<<10, 2)
+	m.pages, m.ahead = pool("pages", 1<<20, 2), pool("ahead", 512<<10, 2)
 	m.frames, m.reads = pool("frames", 32<<10, 400), pool("reads", redoubt.PageSize, 1)
 	return m
 }

@@ -1,7 +1,6 @@
 package coalescer
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -16,6 +15,7 @@ import (
 
 // A run is the memory of one coalescing run, used again for the next.
 type run struct {
+	mem    []*slab.Buf
 	picked []uint32
 	plans  []segfile.PagePlan // of the pages with something to fold
 	pages  [][]byte           // of each plan: where its page is built
@@ -39,8 +39,8 @@ type pageWrite struct {
 }
 
 func newRun(dev Device, o *Options) run {
-	return run{plans: make([]segfile.PagePlan, 0, o.RunPages), bases: newPageReads(dev), group: newGroup(),
-		log: feed{gather: newGather(dev, o.Ahead, o.AheadSlabs)}}
+	return run{plans: make([]segfile.PagePlan, 0, o.RunPages*o.RunSlabs), bases: newPageReads(dev), group: newGroup(),
+		log: newFeed(dev, o)}
 }
 
 // Bounds of a run. A plan takes the store's mutex, which appends need too, so
@@ -58,31 +58,35 @@ func (f *Folder) fold(s *segment, now time.Time) (Did, error) {
 	if len(r.picked) == 0 {
 		return Did{}, nil
 	}
-	mem, err := f.opts.Pages.Get(f.ctx)
-	if err != nil {
-		return Did{}, fmt.Errorf("coalescer: memory for pages: %w", err)
+	if err := f.take(); err != nil {
+		return Did{}, err
 	}
-	defer mem.Drop()
 	defer r.forget()
 	// Until the new versions are in the map nothing may be released that they
 	// are made from, nor the extents that they are written to, should somebody
 	// delete the segment.
 	pin := f.store.Pin()
 	defer f.store.Unpin(pin)
-	before := r.bases.bytes + r.log.bytes
-	target := f.plan(s.seg, mem.Bytes())
+	before := r.bases.bytes + r.log.bytes()
+	target := f.plan(s.seg)
 	did := Did{Work: Folded, Segment: s.seg}
+	var err error
 	if len(r.plans) > 0 {
 		err = f.build(s.seg)
 		if err == nil {
 			err = f.install(s.seg, target, &did)
 		}
 	}
-	did.Bytes += r.bases.bytes + r.log.bytes - before
-	f.ledger.note(func(st *Stats) { st.Read += uint64(r.bases.bytes + r.log.bytes - before) })
+	read := r.bases.bytes + r.log.bytes() - before
+	did.Bytes += read
+	f.ledger.note(func(st *Stats) { st.Read += uint64(read) })
 	f.refresh(s)
 	if err == nil {
 		err = r.damaged()
+	}
+	if err != nil {
+		r.log.forget()
+		s.queue, s.queued = s.queue[:0], 0
 	}
 	err = f.trouble(s, &s.folding, now, err)
 	if did.Pages == 0 {
@@ -91,9 +95,28 @@ func (f *Folder) fold(s *segment, now time.Time) (Did, error) {
 	return did, err
 }
 
-// plan plans the pages that were picked and gives each its place in mem. It
+// take takes the memory that the pages that were picked need. It waits for the
+// first slab alone; where there are no more, the run is shorter, and the other
+// pages are picked again later.
+func (f *Folder) take() error {
+	r := &f.run
+	buf, err := f.opts.Pages.Get(f.ctx)
+	if err != nil {
+		return fmt.Errorf("coalescer: memory for pages: %w", err)
+	}
+	for buf != nil {
+		r.mem = append(r.mem, buf)
+		if buf = nil; len(r.picked) > len(r.mem)*f.opts.RunPages {
+			buf = f.opts.Pages.TryGet()
+		}
+	}
+	r.picked = r.picked[:min(len(r.picked), len(r.mem)*f.opts.RunPages)]
+	return nil
+}
+
+// plan plans the pages that were picked and gives each its place in memory. It
 // returns the LSN up to which all of them will be complete.
-func (f *Folder) plan(g *segfile.Segment, mem []byte) redoubt.LSN {
+func (f *Folder) plan(g *segfile.Segment) redoubt.LSN {
 	r := &f.run
 	slices.Sort(r.picked)
 	plans := r.plans[:len(r.picked)]
@@ -115,7 +138,8 @@ func (f *Folder) plan(g *segfile.Segment, mem []byte) redoubt.LSN {
 	r.plans = plans[:n]
 	r.pages, r.lost = r.pages[:0], r.lost[:0]
 	for i := range r.plans {
-		r.pages = append(r.pages, mem[i*redoubt.PageSize:(i+1)*redoubt.PageSize])
+		mem, at := r.mem[i/f.opts.RunPages].Bytes(), i%f.opts.RunPages*redoubt.PageSize
+		r.pages = append(r.pages, mem[at:at+redoubt.PageSize])
 		r.lost = append(r.lost, nil)
 	}
 	r.sums, r.lsns = slices.Grow(r.sums[:0], n)[:n], slices.Grow(r.lsns[:0], n)[:n]
@@ -229,28 +253,39 @@ func (f *Folder) install(g *segfile.Segment, target redoubt.LSN, did *Did) error
 	return nil
 }
 
+// writeFlight bounds the page writes in flight: more would only make the
+// foreground's wait longer.
+const writeFlight = 2
+
 // write writes the pages that were built into the slots of ranges, and notes
 // the changes of the map.
 func (r *run) write(f *Folder) error {
 	r.changes = r.changes[:0]
-	i := 0
+	i, n := 0, 0
 	r.group.begin()
-	for k, rng := range r.ranges {
-		w := r.pageWrite(k)
-		w.w.Off, w.w.Bufs = f.store.SlotOffset(rng.First), w.w.Bufs[:0]
-		for j := range rng.N {
-			for r.lost[i] != nil {
+	for _, rng := range r.ranges {
+		for from := 0; from < rng.N; from += f.opts.RunPages {
+			if n > 0 && n%writeFlight == 0 {
+				r.group.wait()
+				r.group.begin()
+			}
+			w := r.pageWrite(n)
+			n++
+			w.w.Off, w.w.Bufs = f.store.SlotOffset(rng.First+uint32(from)), w.w.Bufs[:0]
+			for j := from; j < min(rng.N, from+f.opts.RunPages); j++ {
+				for r.lost[i] != nil {
+					i++
+				}
+				w.add(r.pages[i])
+				r.changes = append(r.changes, segfile.MapChange{Page: r.plans[i].Page, Slot: rng.First + uint32(j), Sum: r.sums[i], LSN: r.lsns[i]})
 				i++
 			}
-			w.add(r.pages[i])
-			r.changes = append(r.changes, segfile.MapChange{Page: r.plans[i].Page, Slot: rng.First + uint32(j), Sum: r.sums[i], LSN: r.lsns[i]})
-			i++
+			r.group.add()
+			f.dev.WriteDurable(&w.w)
 		}
-		r.group.add()
-		f.dev.WriteDurable(&w.w)
 	}
 	r.group.wait()
-	for _, w := range r.writes[:len(r.ranges)] {
+	for _, w := range r.writes[:n] {
 		if w.err != nil {
 			return fmt.Errorf("coalescer: writing pages at device offset %d: %w", w.w.Off, w.err)
 		}
@@ -286,8 +321,13 @@ func (w *pageWrite) add(page []byte) {
 	w.w.Bufs = append(w.w.Bufs, page)
 }
 
-// forget gives back what huge plans took.
+// forget gives back the memory of the pages, and what huge plans took.
 func (r *run) forget() {
+	for i, b := range r.mem {
+		b.Drop()
+		r.mem[i] = nil
+	}
+	r.mem = r.mem[:0]
 	plans := r.plans[:cap(r.plans)]
 	for i := range plans {
 		if cap(plans[i].Recs) > keepPlanRecs {
@@ -295,6 +335,3 @@ func (r *run) forget() {
 		}
 	}
 }
-
-// byLSN orders records.
-func byLSN(a, b feedRec) int { return cmp.Compare(a.lsn, b.lsn) }

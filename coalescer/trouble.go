@@ -10,10 +10,12 @@ import (
 )
 
 // The pauses after which a segment is tried again: doubled each time, so that
-// damage costs little until it is repaired.
+// damage costs little until it is repaired. What only needs room is tried again
+// sooner.
 const (
-	minPause = time.Second
-	maxPause = time.Minute
+	minPause     = time.Second
+	maxPause     = time.Minute
+	maxRoomPause = 4 * time.Second
 )
 
 // A rest is the pause after an error.
@@ -39,7 +41,11 @@ func (f *Folder) trouble(s *segment, r *rest, now time.Time, err error) error {
 	if !f.store.Ready(s.seg) {
 		return nil // it was deleted while we were at it
 	}
-	r.pause = min(max(2*r.pause, minPause), maxPause)
+	most := maxPause
+	if errors.Is(err, redoubt.ErrFull) || errors.Is(err, redoubt.ErrBusy) {
+		most = maxRoomPause
+	}
+	r.pause = min(max(2*r.pause, minPause), most)
 	r.until = now.Add(r.pause)
 	f.ledger.failure(err)
 	var told *toldError

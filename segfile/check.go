@@ -130,6 +130,9 @@ func (s *Store) checkBatches(g *Segment, rep *Report) {
 }
 
 func (s *Store) checkLink(g *Segment, it *redo.Iter, last map[uint32]redoubt.LSN, rep *Report) {
+	if g.mapLost {
+		return // what the page's version has taken in isn't known
+	}
 	prev, seen := last[it.Page]
 	e := g.pm.peek(it.Page)
 	if e != nil && it.LSN <= e.lsn {

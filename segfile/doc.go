@@ -76,9 +76,12 @@
 // the one whose loss by a lying device can't be seen; an idle log appends an
 // empty run, the seal, to close even that.
 //
-// Recovery then begins a fresh extent with a restart block, which lists the
-// holes it has judged, so that no later recovery judges them again by a higher
-// W.
+// Recovery then begins a fresh extent with the states of the segments that are in
+// doubt now and, last, a restart block, which lists the holes it has judged, so
+// that no later recovery judges them again by a higher W. Up to that block the
+// durable fields are 0: a recovery that is cut short leaves everything to be
+// judged as it was. A batch whose header is whole and whose content isn't is a
+// hole as well, by the same rule.
 //
 // # Segment state (kinds 3 and 4)
 //

@@ -184,13 +184,13 @@ func (s *Store) Index(g *Segment, upto redoubt.LSN) error {
 	}
 }
 
-// indexCached indexes what is in memory, some batches for each hold of the
+// indexCached indexes what is in memory, some records for each hold of the
 // mutex. It reports whether that was all.
 func (s *Store) indexCached(g *Segment, upto redoubt.LSN) (bool, error) {
-	const perHold = 16
+	const perHold = 256 // records, some 20 us
 	for {
 		s.mu.Lock()
-		for range perHold {
+		for n := 0; n < perHold; {
 			ref, ok := g.nextUnindexed(upto)
 			if !ok || g.broken != nil {
 				defer s.mu.Unlock()
@@ -205,6 +205,7 @@ func (s *Store) indexCached(g *Segment, upto redoubt.LSN) (bool, error) {
 				s.mu.Unlock()
 				return false, err
 			}
+			n += int(ref.count)
 		}
 		s.mu.Unlock()
 	}

@@ -59,9 +59,9 @@ func (r *recoverer) openSegment(tag uint32, ts *tagState) (*Segment, error) {
 			r.s.slots.add(e, g)
 		}
 	}
-	if err := r.loadMap(g, ts); err != nil {
+	if off, err := r.loadMap(g, ts); err != nil {
 		g.broken, g.mapLost = err, true
-		r.damage(g.ID, -1, err)
+		r.damage(g.ID, off, err)
 	}
 	if err := r.loadBlocks(g, ts); err != nil {
 		return nil, err
@@ -70,15 +70,15 @@ func (r *recoverer) openSegment(tag uint32, ts *tagState) (*Segment, error) {
 }
 
 // loadMap reads the map pages that the root names and applies what changed
-// since.
-func (r *recoverer) loadMap(g *Segment, ts *tagState) error {
+// since. With an error it returns where on the device the damage is, or -1.
+func (r *recoverer) loadMap(g *Segment, ts *tagState) (off int64, err error) {
 	s := r.s
 	if err := parseRoot(ts.root, g.pm.refs); err != nil {
-		return segErr(g, redoubt.ErrCorrupt, "%v", err)
+		return r.offset(ts.rootPos), segErr(g, redoubt.ErrCorrupt, "%v", err)
 	}
 	buf, err := s.opts.Small.Get(background)
 	if err != nil {
-		return fmt.Errorf("segfile: memory for a map page: %w", err)
+		return -1, fmt.Errorf("segfile: memory for a map page: %w", err)
 	}
 	defer buf.Drop()
 	page := buf.Bytes()[:redoubt.PageSize]
@@ -87,23 +87,17 @@ func (r *recoverer) loadMap(g *Segment, ts *tagState) error {
 			continue
 		}
 		if err := s.slots.take(ref.slot, g); err != nil {
-			return err
-		}
-		if err := s.dev.ReadAt(page, s.SlotOffset(uint32(ref.slot))); err != nil {
-			return segErr(g, redoubt.ErrCorrupt, "reading map page %d: %v", i, err)
+			return r.offset(ts.rootPos), err
 		}
 		entries := new([MapChunk]pageEntry)
-		if err := parseMapPage(page, s.seed, g.tag, i, entries); err != nil {
-			return err
-		}
-		if err := checkMapSum(page, ref, i, g); err != nil {
-			return err
+		if err := s.loadMapPage(g, i, ref, page, entries); err != nil {
+			return s.SlotOffset(uint32(ref.slot)), err
 		}
 		g.pm.chunks[i] = entries
 	}
 	for p, c := range ts.overlay {
 		if p >= g.Pages {
-			return segErr(g, redoubt.ErrCorrupt, "map block names page %d of %d", p, g.Pages)
+			return -1, segErr(g, redoubt.ErrCorrupt, "map block names page %d of %d", p, g.Pages)
 		}
 		g.pm.set(c)
 	}
@@ -115,11 +109,22 @@ func (r *recoverer) loadMap(g *Segment, ts *tagState) error {
 			}
 			g.pm.pages++
 			if err := s.slots.take(c[i].slot, g); err != nil {
-				return err
+				return -1, err
 			}
 		}
 	}
-	return nil
+	return -1, nil
+}
+
+// loadMapPage reads and checks the map page of a chunk.
+func (s *Store) loadMapPage(g *Segment, chunk int, ref chunkRef, page []byte, entries *[MapChunk]pageEntry) error {
+	if err := s.dev.ReadAt(page, s.SlotOffset(uint32(ref.slot))); err != nil {
+		return segErr(g, redoubt.ErrCorrupt, "reading map page %d: %v", chunk, err)
+	}
+	if err := parseMapPage(page, s.seed, g.tag, chunk, entries); err != nil {
+		return err
+	}
+	return checkMapSum(page, ref, chunk, g)
 }
 
 // checkMapSum compares a map page with what the root says of it: an older
