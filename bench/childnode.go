@@ -66,6 +66,8 @@ func (n *childNode) start(ctx context.Context) (time.Duration, error) {
 	started := make(chan error)
 	go n.run(started)
 	if err := <-started; err != nil {
+		<-n.exited
+		n.exited = nil // there is no process to end
 		return 0, fmt.Errorf("bench: starting the node: %w", err)
 	}
 	if err := n.awaitHealth(ctx); err != nil {
