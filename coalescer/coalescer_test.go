@@ -174,8 +174,9 @@ func TestCloseDoesNotWaitForMemory(t *testing.T) {
 	w := r.create(1, redoubt.FullSegment)
 	r.write(rand.New(rand.NewPCG(1, 1)), w, 10)
 	r.tell(w, w.lsn, w.lsn)
-	taken := r.pages.TryGet()
-	defer taken.Drop()
+	for b := r.pages.TryGet(); b != nil; b = r.pages.TryGet() {
+		defer b.Drop()
+	}
 	c := r.shell(nil)
 	c.Start()
 	for ctx := soon(t); r.pages.Waiting() == 0 && ctx.Err() == nil; {
