@@ -2,12 +2,14 @@ package coalescer
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/redoubt-storage/redoubt"
 	"github.com/redoubt-storage/redoubt/blockdev"
 	"github.com/redoubt-storage/redoubt/redo"
+	"github.com/redoubt-storage/redoubt/segfile"
 )
 
 // After MaxAge everything that may be folded is in pages, and every read point
@@ -219,4 +221,58 @@ func TestPagesTakeNoMoreExtentsThanTheyNeed(t *testing.T) {
 		}
 	}
 	r.check(w, 100)
+}
+
+// Pages that lie side by side in a slab are one piece of a write; the end of a
+// slab ends a piece.
+func TestPiecesOfAWriteEndWithTheirSlab(t *testing.T) {
+	a, b := make([]byte, 3*redoubt.PageSize), make([]byte, 2*redoubt.PageSize)
+	page := func(mem []byte, i int) []byte { return mem[i*redoubt.PageSize : (i+1)*redoubt.PageSize] }
+	var w pageWrite
+	for _, p := range [][]byte{page(a, 0), page(a, 1), page(a, 2), page(b, 1), page(b, 0)} {
+		w.add(p)
+	}
+	var got []int
+	for _, piece := range w.w.Bufs {
+		got = append(got, len(piece)/redoubt.PageSize)
+	}
+	if !slices.Equal(got, []int{3, 1, 1}) {
+		t.Fatalf("pieces of %v pages, want 3, 1 and 1", got)
+	}
+}
+
+// In debt a run takes all the memory there is, and goes out as several writes.
+func TestARunInDebtTakesSeveralSlabs(t *testing.T) {
+	r := newMemRig(t, newMemDevice(256), redoubt.DeviceID{1}, 512)
+	changes := make([]pageChange, 512)
+	for i := range changes {
+		changes[i] = pageChange{page: uint32(i), kind: redo.Fill, off: i, n: 9, fill: byte(i)}
+	}
+	r.append(t, changes)
+	if err := r.folder.Flush(r.now); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if did, err := r.folder.Pass(r.now); err != nil || did.Pages != 256 {
+			t.Fatalf("did %+v, %v", did, err)
+		}
+	}
+	if done, err := r.folder.Flushed(r.now); !done || err != nil {
+		t.Fatalf("flushed: %v, %v", done, err)
+	}
+	for i := range changes {
+		plans := make([]segfile.PagePlan, 1)
+		pin, err := r.store.PlanRead(r.seg, r.tape.lsn, 0, []uint32{uint32(i)}, plans)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, redoubt.PageSize)
+		if err := r.log.dev.ReadAt(b, r.store.SlotOffset(plans[0].Slot)); err != nil {
+			t.Fatal(err)
+		}
+		r.store.Unpin(pin)
+		if sum := redo.PageSum(r.seg.Volume, r.seg.PageNo(uint32(i)), plans[0].LSN, b); sum != plans[0].Sum || b[i] != byte(i) {
+			t.Fatalf("page %d is not what was written", i)
+		}
+	}
 }

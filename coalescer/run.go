@@ -313,7 +313,7 @@ func pageWriteDone(w *blockdev.Write, err error) {
 func (w *pageWrite) add(page []byte) {
 	if n := len(w.w.Bufs); n > 0 {
 		last := w.w.Bufs[n-1]
-		if whole := last[: len(last)+1 : cap(last)]; cap(last) > len(last) && &whole[len(last)] == &page[0] {
+		if cap(last)-len(last) >= len(page) && &last[:len(last)+1][len(last)] == &page[0] {
 			w.w.Bufs[n-1] = last[:len(last)+len(page)]
 			return
 		}
